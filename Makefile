@@ -1,0 +1,38 @@
+PYTHON ?= python3
+PROMPT ?= a red apple
+ARGS   ?=
+RUN    := .venv/bin/python
+
+.PHONY: image test lint miniature clean
+
+image: .venv/core           ## draw PROMPT with the small model that ships; more flags in ARGS
+	$(RUN) scripts/txt2img.py --prompt "$(PROMPT)" $(ARGS)
+
+test: .venv/test            ## all tests, on CPU and without network
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+miniature: .venv/train      ## train the small model again, from fetching its pictures to its model card
+	$(RUN) scripts/miniature/data.py
+	$(RUN) scripts/miniature/train_vae.py
+	$(RUN) scripts/miniature/train_unet.py
+	$(RUN) scripts/miniature/export.py
+
+clean:
+	rm -rf .venv build outputs
+
+.venv/python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/core: .venv/python pyproject.toml
+	$(RUN) -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/test: .venv/core constraints.txt
+	$(RUN) -m pip install -q -c constraints.txt -e ".[test]" ruff
+	touch $@
+
+.venv/train: .venv/core
+	$(RUN) -m pip install -q -c constraints.txt -e ".[train]" matplotlib
+	touch $@

@@ -1,0 +1,170 @@
+"""Sizes of every published network, as frozen facts.
+
+A level is one resolution of a UNet or VAE. `channels`, `heads` and `depth` are given per level,
+from the finest to the coarsest; `depth` counts transformer blocks, 0 means no attention.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    in_channels: int
+    channels: tuple[int, ...]
+    heads: tuple[int, ...]
+    depth: tuple[int, ...]
+    mid_depth: int
+    context_dim: int
+    linear_projection: bool                # proj_in/proj_out stored as Linear, or as 1x1 Conv2d (SD1)
+    out_channels: int = 4
+    layers: int = 2                        # resnets per level on the way down; one more on the way up
+    groups: int = 32
+    cross_only: tuple[bool, ...] = ()      # levels whose first attention reads the text too (x4)
+    vector_dim: int = 0                    # width of the pooled text + sizes vector (SDXL)
+    class_dim: int = 0                     # width of the image-embedding vector (unCLIP)
+    class_count: int = 0                   # rows of the noise-level table (x4)
+    guidance_dim: int = 0                  # width of the embedded guidance scale (LCM)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    channels: tuple[int, ...]
+    latent_channels: int = 4
+    image_channels: int = 3
+    layers: int = 2                        # resnets per encoder level; the decoder has one more
+    groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in height and in width."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    layers: int
+    width: int
+    heads: int
+    hidden: int                            # width of the MLP
+    quick_gelu: bool
+    projection: int = 0                    # width of the pooled output; 0: no projection is stored
+    vocab: int = 49408
+    length: int = 77
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """How the latents that a UNet sees follow from those of its VAE: (z - mean) * scale / std."""
+
+    scale: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The noise levels a network was trained with: `trained` betas, or with `edm` any sigma in a range."""
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_law: str = "scaled_linear"        # or "linear", "squaredcos_cap_v2"
+    trained: int = 1000
+    edm: bool = False
+    sigma_min: float = 0.002               # these three for EDM only
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One published model: its networks and the facts needed to sample from it."""
+
+    family: str                            # "sd", "sdxl" or "sdxl_refiner": how prompts become conditioning
+    unet: UNetConfig
+    vae: VAEConfig
+    texts: tuple[CLIPConfig, ...]
+    latent: LatentConfig
+    pad_ids: tuple[int, ...]               # the token that fills a prompt up, per text tower
+    prediction: str = "eps"                # "eps", "v" or "x0"
+    noise: NoiseConfig = NoiseConfig()
+    sampler: str = "euler"                 # from here on: defaults of a task
+    schedule: str = "leading"
+    offset: int = 1                        # added to every time step of the leading schedule
+    steps: int = 50
+    guidance: float = 7.5
+    size: int = 512                        # native height and width in pixels
+    zero_empty_prompt: bool = False        # no prompt: zeros in place of the encoded ""
+
+
+SD15 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), depth=(1, 1, 1, 0),
+                  mid_depth=1, context_dim=768, linear_projection=False)
+SD2 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(5, 10, 20, 20), depth=(1, 1, 1, 0),
+                 mid_depth=1, context_dim=1024, linear_projection=True)
+SD_X4 = UNetConfig(in_channels=7, channels=(256, 512, 512, 1024), heads=(8, 8, 8, 8), depth=(0, 1, 1, 1),
+                   mid_depth=1, context_dim=1024, linear_projection=True,
+                   cross_only=(True, True, True, False), class_count=1000)
+SDXL = UNetConfig(in_channels=4, channels=(320, 640, 1280), heads=(5, 10, 20), depth=(0, 2, 10),
+                  mid_depth=10, context_dim=2048, linear_projection=True, vector_dim=2816)
+SDXL_REFINER = UNetConfig(in_channels=4, channels=(384, 768, 1536, 1536), heads=(6, 12, 24, 24), depth=(0, 4, 4, 0),
+                          mid_depth=4, context_dim=1280, linear_projection=True, vector_dim=2560)
+
+UNETS = {
+    "sd15": SD15,
+    "sd15_inpaint": replace(SD15, in_channels=9),
+    "sd2": SD2,
+    "sd2_inpaint": replace(SD2, in_channels=9),
+    "sd2_depth": replace(SD2, in_channels=5),
+    "sd2_unclip_h": replace(SD2, class_dim=2048),
+    "sd2_unclip_l": replace(SD2, class_dim=1536),
+    "sd_x4": SD_X4,
+    "sdxl": SDXL,
+    "sdxl_inpaint": replace(SDXL, in_channels=9),
+    "sdxl_refiner": SDXL_REFINER,
+    "lcm_sdxl": replace(SDXL, guidance_dim=256),
+}
+
+F8 = VAEConfig(channels=(128, 256, 512, 512))
+VAES = {"sd": F8, "sdxl": F8, "playground_v25": F8, "sd_x4": VAEConfig(channels=(128, 256, 512))}
+
+CLIPS = {
+    "l": CLIPConfig(layers=12, width=768, heads=12, hidden=3072, quick_gelu=True),
+    "h": CLIPConfig(layers=23, width=1024, heads=16, hidden=4096, quick_gelu=False),   # block 24 is not used by SD2
+    "bigg": CLIPConfig(layers=32, width=1280, heads=20, hidden=5120, quick_gelu=False, projection=1280),
+}
+
+SD_LATENT = LatentConfig(scale=0.18215)
+SDXL_LATENT = LatentConfig(scale=0.13025)
+PLAYGROUND_V25_LATENT = LatentConfig(scale=0.5, mean=(-1.6574, 1.886, -1.383, 2.5155),
+                                     std=(8.4927, 5.9022, 6.5498, 5.2299))
+
+_SD15 = ModelConfig(family="sd", unet=SD15, vae=F8, texts=(CLIPS["l"],), latent=SD_LATENT, pad_ids=(49407,),
+                    sampler="plms")
+_SD2 = replace(_SD15, unet=SD2, texts=(CLIPS["h"],), pad_ids=(0,))
+_SD2_V = replace(_SD2, prediction="v", sampler="ddim", size=768)
+_UNCLIP = replace(_SD2_V, steps=20, guidance=10.0)
+_SDXL = ModelConfig(family="sdxl", unet=SDXL, vae=F8, texts=(CLIPS["l"], CLIPS["bigg"]), latent=SDXL_LATENT,
+                    pad_ids=(49407, 0), guidance=5.0, size=1024, zero_empty_prompt=True)
+
+MODELS = {
+    "sd15": _SD15,
+    "sd15_inpaint": replace(_SD15, unet=UNETS["sd15_inpaint"], sampler="ddim"),
+    "sd2": _SD2_V,                         # the repository named stable-diffusion-2 holds the 768-v model
+    "sd2_base": _SD2,
+    "sd2_v": _SD2_V,
+    "sd2_inpaint": replace(_SD2, unet=UNETS["sd2_inpaint"]),
+    "sd2_depth": replace(_SD2, unet=UNETS["sd2_depth"]),
+    "sd2_unclip_h": replace(_UNCLIP, unet=UNETS["sd2_unclip_h"]),
+    "sd2_unclip_l": replace(_UNCLIP, unet=UNETS["sd2_unclip_l"]),
+    "sd_turbo": replace(_SD2, sampler="euler", schedule="trailing", steps=1, guidance=0.0),
+    "sd_x4": replace(_SD2_V, unet=SD_X4, vae=VAES["sd_x4"], latent=LatentConfig(scale=0.08333), size=512, steps=75,
+                     guidance=9.0, noise=NoiseConfig(beta_start=0.0001, beta_end=0.02)),
+    "sdxl": _SDXL,
+    "sdxl_inpaint": replace(_SDXL, unet=UNETS["sdxl_inpaint"], guidance=7.5),
+    "sdxl_refiner": replace(_SDXL, family="sdxl_refiner", unet=SDXL_REFINER, texts=(CLIPS["bigg"],), pad_ids=(0,),
+                            zero_empty_prompt=False),
+    "sdxl_turbo": replace(_SDXL, sampler="euler_ancestral", schedule="trailing", steps=1, guidance=0.0, size=512),
+    "lcm_sdxl": replace(_SDXL, unet=UNETS["lcm_sdxl"], sampler="lcm", steps=4, guidance=8.5),
+    "playground_v2": replace(_SDXL, guidance=3.0),
+    "playground_v25": replace(_SDXL, latent=PLAYGROUND_V25_LATENT, noise=NoiseConfig(edm=True), guidance=3.0,
+                              sampler="dpmpp_2m", schedule="karras"),
+}

@@ -1,0 +1,48 @@
+"""Model: the networks of one checkpoint, its tokenizer and its facts, frozen in one bundle."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .clip import CLIPText
+from .config import LatentConfig, ModelConfig
+from .tokenizer import Tokenizer
+from .unet import UNet
+from .vae import VAE, Posterior
+
+
+@dataclass(frozen=True)
+class Model:
+    """texts: the text towers in published order. files: name -> sha256 of each weight file, for the record."""
+
+    unet: UNet
+    vae: VAE
+    texts: tuple[CLIPText, ...]
+    tokenizer: Tokenizer
+    facts: ModelConfig
+    source: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    def to_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        """What the VAE's encoder found -> latents as the UNet sees them: a sample if given noise, else the mode."""
+        z = posterior.mode() if noise is None else posterior.sample(noise)
+        mean, spread = affine(self.facts.latent, z)
+        return (z - mean) / spread
+
+    def to_image(self, latents: Tensor) -> Tensor:
+        """Latents (b 4 h w) as the UNet sees them -> image (b 3 f*h f*w), about [-1, 1]."""
+        mean, spread = affine(self.facts.latent, latents)
+        return self.vae.decode((latents * spread + mean).to(self.vae.post_quant_conv.weight.dtype))
+
+
+def affine(latent: LatentConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread (c 1 1) of the VAE's latents: z = mean + spread * what the UNet sees."""
+    channels = like.shape[1]
+    mean = torch.tensor(latent.mean or (0.0,) * channels, device=like.device, dtype=like.dtype)
+    std = torch.tensor(latent.std or (1.0,) * channels, device=like.device, dtype=like.dtype)
+    return mean[:, None, None], std[:, None, None] / latent.scale

@@ -1,0 +1,124 @@
+"""What people do with a model, each task one flat function. `None` means the model's own default."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from samplers import SAMPLERS
+from samplers.denoiser import denoiser
+from samplers.noise import Streams
+from samplers.schedule import EDM, NoiseTable, choose, noise_table, start_scale
+from samplers.step import Step
+
+from . import conditioning, guidance as guide
+from .conditioning import Sizes
+from .config import NoiseConfig
+from .model import Model
+
+MAX_SEED = 2**64 - 1
+
+
+@torch.no_grad()
+def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str | Sequence[str | None] | None = None,
+                  height: int | None = None, width: int | None = None, steps: int | None = None,
+                  guidance: float | None = None, sampler: str | None = None, schedule: str | None = None,
+                  seeds: Sequence[int] = (0,), noise: Tensor | None = None, sizes: Sizes | None = None,
+                  watch: Callable[[Step], None] | None = None, decode: bool = True) -> Tensor:
+    """Draw one picture per prompt: (b 3 height width) in [-1, 1]; without `decode` its latents (b 4 h w).
+
+    negative: what to move away from; one text for all pictures or one each. guidance: 1 or less means off.
+    sampler, schedule: names in samplers.SAMPLERS and samplers.schedule.SCHEDULES.
+    seeds: one per picture, or one to count up from; a single prompt is drawn once per seed. Picture k takes all of
+    its noise from seeds[k] alone. noise: unit Gaussian (b 4 h w) to start from instead.
+    sizes: SDXL's micro-conditioning, the picture's own size if not given. watch is called after each step.
+
+    Raises ValueError for arguments that do not fit, FloatingPointError if a stage produces NaN or infinity.
+    """
+    facts = model.facts
+    height, width = check_size(height or facts.size, width or facts.size, facts.vae.factor)
+    prompts, seeds = pair(prompts, seeds)
+    negatives = [negative] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+    if len(negatives) != len(prompts):
+        raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} pictures: give one, or one each")
+    guidance = facts.guidance if guidance is None else guidance
+
+    chosen, name = lookup_sampler(sampler or facts.sampler), schedule or facts.schedule
+    levels = noise_levels(facts.noise)
+    sigmas, times = choose(levels, name, facts.steps if steps is None else steps, facts.offset,
+                           chosen.drops_last, chosen.whole_times, chosen.ends_at_zero)
+
+    sizes = sizes or Sizes(original=(height, width), target=(height, width))
+    cond = conditioning.encode(model.texts, model.tokenizer, facts, prompts, sizes)
+    check_finite(cond.context, "the text encoder")
+    if guidance > 1:
+        uncond = conditioning.encode(model.texts, model.tokenizer, facts, negatives, sizes)
+        network = guide.classifier_free(model.unet, cond, uncond, guidance)
+    else:
+        network = guide.condition(model.unet, cond)
+
+    shape = (facts.vae.latent_channels, height // facts.vae.factor, width // facts.vae.factor)
+    streams = Streams(seeds, shape, model.device)
+    start = streams.draw() if noise is None else check_noise(noise, (len(prompts), *shape)).to(model.device)
+    x = start * start_scale(sigmas[0], name, chosen.unit_variance)
+
+    denoise = denoiser(network, levels, facts.prediction, times)
+    for step in chosen.run(denoise, x, sigmas, streams) if chosen.stochastic else chosen.run(denoise, x, sigmas):
+        check_finite(step.x, f"step {step.i + 1} of the sampler")
+        x = step.x
+        if watch:
+            watch(step)
+    latents = x if isinstance(levels, EDM) else x / (1 + sigmas[-1] ** 2) ** 0.5   # only DDIM ends above 0
+    if not decode:
+        return latents
+    image = model.to_image(latents)
+    check_finite(image, "the VAE decoder")
+    return image.clamp(-1, 1)
+
+
+def noise_levels(noise: NoiseConfig) -> NoiseTable | EDM:
+    if noise.edm:
+        return EDM(noise.sigma_min, noise.sigma_max, noise.sigma_data)
+    return noise_table(noise.beta_start, noise.beta_end, noise.beta_law, noise.trained)
+
+
+def lookup_sampler(name: str):
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
+    for name, size in (("height", height), ("width", width)):
+        if size < factor or size % factor:
+            near = max(factor, round(size / factor) * factor)
+            raise ValueError(f"{name} {size}: must be a positive multiple of {factor}, for example {near}")
+    return height, width
+
+
+def pair(prompts: str | Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+    """One prompt and one seed per picture."""
+    prompts, seeds = [prompts] if isinstance(prompts, str) else list(prompts), list(seeds)
+    if not prompts or not seeds:
+        raise ValueError("nothing to draw: give at least one prompt and one seed")
+    if len(prompts) == 1:
+        prompts = prompts * len(seeds)
+    if len(seeds) == 1:
+        seeds = [seeds[0] + k for k in range(len(prompts))]
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one, or one each")
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed {seed}: must be between 0 and {MAX_SEED}")
+    return prompts, seeds
+
+
+def check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise of shape {tuple(noise.shape)}: these pictures need {shape}")
+    return noise
+
+
+def check_finite(x: Tensor, stage: str):
+    if not x.isfinite().all():
+        raise FloatingPointError(f"{stage} produced NaN or infinity: try dtype float32 or bfloat16, or other weights")
