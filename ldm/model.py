@@ -1,6 +1,6 @@
 """Model: the networks of one checkpoint, its tokenizer and its facts, frozen in one bundle."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .vae import VAE, Posterior
 
 @dataclass(frozen=True)
 class Model:
-    """texts: the text towers in published order. files: name -> sha256 of each weight file, for the record."""
+    """texts: the text towers in published order. files: the weight files, relative to source, for the record."""
 
     unet: UNet
     vae: VAE
@@ -22,7 +22,7 @@ class Model:
     tokenizer: Tokenizer
     facts: ModelConfig
     source: str = ""
-    files: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -116,16 +116,21 @@ def write(path: Path, manifest: dict[str, list[int]]) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "weights" / "manifests")
-args = parser.parse_args()
-args.out.mkdir(parents=True, exist_ok=True)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "weights" / "manifests")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
 
-with torch.device("meta"):
-    for name, config in tqdm(UNETS.items(), desc="UNets", disable=None):
-        write(args.out / f"unet_{name}.json", shapes(UNet2DConditionModel(**config)))
-    for name, config in VAES.items():
-        write(args.out / f"vae_{name}.json", shapes(AutoencoderKL(**config)))
-    for name, (tower, config) in CLIPS.items():
-        found = shapes(tower(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **config)))
-        write(args.out / f"clip_{name}.json", {disk_name(key): shape for key, shape in found.items()})
+    with torch.device("meta"):
+        for name, config in tqdm(UNETS.items(), desc="UNets", disable=None):
+            write(args.out / f"unet_{name}.json", shapes(UNet2DConditionModel(**config)))
+        for name, config in VAES.items():
+            write(args.out / f"vae_{name}.json", shapes(AutoencoderKL(**config)))
+        for name, (tower, config) in CLIPS.items():
+            found = shapes(tower(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **config)))
+            write(args.out / f"clip_{name}.json", {disk_name(key): shape for key, shape in found.items()})
+
+
+if __name__ == "__main__":
+    main()
