@@ -98,7 +98,7 @@ class CLIPText(nn.Module):
         self.text_projection = nn.Linear(cfg.width, cfg.projection, bias=False) if cfg.projection else nn.Identity()
 
     def forward(self, ids: Tensor) -> TextFeatures:
-        """ids (b n), n at most 77, each row ending in EOT somewhere. No padding mask: the pad tokens are read too."""
+        """ids (b n), n at most 77, with an EOT in every row. There is no padding mask: pad tokens are read too."""
         hidden = [self.text_model.embeddings(ids)]                 # (b n d)
         for layer in self.text_model.encoder.layers:
             hidden.append(layer(hidden[-1]))

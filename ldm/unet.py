@@ -234,11 +234,16 @@ class UNet(nn.Module):
 
     def embed(self, x: Tensor, t: Tensor | float, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
         """Time and vector -> (b 4c)."""
+        cfg = self.config
+        wants = bool(cfg.vector_dim or cfg.class_dim or cfg.class_count), bool(cfg.guidance_dim)
+        if wants != (vector is not None, guidance is not None):
+            raise ValueError(f"this UNet {'needs' if wants[0] else 'takes no'} vector and "
+                             f"{'needs' if wants[1] else 'takes no'} guidance embedding")
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        emb = self.time_embedding(ops.sinusoid(t, self.config.channels[0]).to(x.dtype), guidance)
-        if self.config.vector_dim:
+        emb = self.time_embedding(ops.sinusoid(t, cfg.channels[0]).to(x.dtype), guidance)
+        if cfg.vector_dim:
             emb = emb + self.add_embedding(vector)
-        if self.config.class_dim or self.config.class_count:
+        if cfg.class_dim or cfg.class_count:
             emb = emb + self.class_embedding(vector)
         return emb
 
@@ -248,7 +253,7 @@ class UNet(nn.Module):
 
         vector is what the family adds to the time embedding: pooled text and sizes (b 2816; the refiner 2560) for
         SDXL, the image embedding (b 2048 or 1536) for unCLIP, integer noise levels (b) for x4, else None.
-        guidance is LCM's embedded guidance scale (b 256).
+        guidance is LCM's embedded guidance scale (b 256). Raises ValueError if one of them is missing or too many.
         """
         emb = self.embed(x, t, vector, guidance)   # (b e)
         x = self.conv_in(x)                        # (b c h w)

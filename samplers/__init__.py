@@ -5,7 +5,7 @@
     noise      random streams, one per picture
     ode        euler, heun: deterministic
     sde        euler_ancestral, ddim: fresh noise in every step
-    multistep  dpmpp_2m: remembers earlier steps
+    multistep  plms, dpmpp_2m: remember earlier steps
 
 A sampler is a generator function `sampler(denoise, x, sigmas)` that yields a Step after each of its steps; the
 stochastic ones take `noise` as well. x is the noisy picture x0 + sigma * noise, in float32 or float64. This package
@@ -34,5 +34,6 @@ SAMPLERS = {
     "heun": Sampler(ode.heun, unit_variance=False),
     "euler_ancestral": Sampler(sde.euler_ancestral, stochastic=True, unit_variance=False),
     "ddim": Sampler(sde.ddim, stochastic=True, whole_times=True, ends_at_zero=False),
+    "plms": Sampler(multistep.plms, whole_times=True, ends_at_zero=False),
     "dpmpp_2m": Sampler(multistep.dpmpp_2m, drops_last=True, whole_times=True),
 }

@@ -22,3 +22,22 @@ def dpmpp_2m(denoise, x, sigmas):
         x = target + (lower / sigma) * (x - target)
         previous = x0
         yield Step(i, sigma, x, x0)
+
+
+def plms(denoise, x, sigmas):
+    """Pseudo linear multistep (arXiv 2202.09778): Adams-Bashforth on the slopes, up to order 4.
+
+    The first step is taken twice, the second time with the mean slope of both its ends; the slope found at that
+    trial end is not remembered. One evaluation more than steps.
+    """
+    weights = [(1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
+    slopes = []   # newest first
+    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        slopes = [(x - x0) / sigma, *slopes[:3]]
+        slope = sum(w * s for w, s in zip(weights[len(slopes) - 1], slopes))
+        if i == 0 and len(sigmas) > 2:
+            end = x + (lower - sigma) * slope
+            slope = (slope + (end - denoise(end, lower)) / lower) / 2
+        x = x + (lower - sigma) * slope
+        yield Step(i, sigma, x, x0)

@@ -53,7 +53,8 @@ def text_json(cfg: CLIPConfig) -> dict:
         architectures=["CLIPTextModel"], model_type="clip_text_model", vocab_size=cfg.vocab, hidden_size=cfg.width,
         intermediate_size=cfg.hidden, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
         max_position_embeddings=cfg.length, hidden_act="quick_gelu" if cfg.quick_gelu else "gelu",
-        layer_norm_eps=1e-5, projection_dim=cfg.width, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+        layer_norm_eps=1e-5, projection_dim=cfg.width, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+        dtype="float32")   # transformers would run it in the dtype of the file, beside a float32 UNet
 
 
 SCHEDULER = dict(
@@ -80,6 +81,7 @@ def write_weights(path: Path, network: torch.nn.Module, state: dict):
     tensors = {key: value.half().contiguous() for key, value in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def write_tokenizer(folder: Path, length: int):

@@ -30,7 +30,7 @@ from ldm.vae import VAE
 
 TEXT = CLIPConfig(layers=3, width=96, heads=3, hidden=384, quick_gelu=True, length=32)
 UNET = UNetConfig(in_channels=4, channels=(64, 128, 144), heads=(2, 4, 4), depth=(1, 1, 1), mid_depth=1,
-                  context_dim=TEXT.width, linear_projection=True, layers=1, groups=16)
+                  context_dim=TEXT.width, linear_projection=True, layers=1, groups=4)
 
 
 def caption(record: dict, rng: random.Random) -> str:
@@ -74,13 +74,16 @@ def save(path: Path, state: dict):
 
 
 def networks(device: str) -> nn.ModuleDict:
-    """UNet and text tower; every residual branch of the UNet begins at zero."""
+    """UNet and text tower; weights keep variance, every residual branch of the UNet begins at zero."""
     torch.manual_seed(0)
     unet, text = UNet(UNET), CLIPText(TEXT)
     for name, module in unet.named_modules():
-        if name.endswith(("conv2", "proj_out", "conv_out")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if name.endswith(("conv2", "proj_out", "conv_out")):
+                nn.init.zeros_(module.weight)
     nn.init.normal_(text.text_model.embeddings.token_embedding.weight, std=0.5)
     nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.1)
     return nn.ModuleDict(dict(unet=unet, text=text)).to(device)
@@ -98,11 +101,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
     parser.add_argument("--minutes", type=float, default=75, help="training time, all resumed runs together")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--save", type=float, default=120, help="seconds between checkpoints")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action="store_true", help="worth its two minutes on a GPU")
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -144,7 +147,7 @@ def main():
         alpha = alphas[t][:, None, None, None]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (step + 1) / 200, 2 * (1 - elapsed / total) + 0.005)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = loss_of(nets, x0, noise.contiguous(memory_format=torch.channels_last), t, alpha, ids).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -154,7 +157,7 @@ def main():
         decay = min(args.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(nets.parameters()), 1 - decay)
         recent.append(loss.item())
-        if step % 50 == 0:
+        if step % 100 == 0:
             record = dict(step=step, seconds=round(elapsed), loss=round(sum(recent) / len(recent), 4))
             recent.clear()
             print(json.dumps(record), file=log, flush=True)
