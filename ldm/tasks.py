@@ -36,7 +36,8 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
     Raises ValueError for arguments that do not fit, FloatingPointError if a stage produces NaN or infinity.
     """
     facts = model.facts
-    height, width = check_size(height or facts.size, width or facts.size, facts.vae.factor)
+    height, width = (facts.size if size is None else size for size in (height, width))
+    check_size(height, width, facts.vae.factor)
     prompts, seeds = pair(prompts, seeds)
     negatives = [negative] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
     if len(negatives) != len(prompts):
@@ -88,12 +89,11 @@ def lookup_sampler(name: str):
     return SAMPLERS[name]
 
 
-def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
+def check_size(height: int, width: int, factor: int):
     for name, size in (("height", height), ("width", width)):
         if size < factor or size % factor:
             near = max(factor, round(size / factor) * factor)
             raise ValueError(f"{name} {size}: must be a positive multiple of {factor}, for example {near}")
-    return height, width
 
 
 def pair(prompts: str | Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:

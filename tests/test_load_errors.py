@@ -17,6 +17,7 @@ from tiny import TEXT_FILE, UNET_FILE, VAE_FILE
 from weights import CheckpointError
 from weights.files import find_weights
 from weights.fill import READS_TEXT
+from weights.folder import read_folder
 from weights.safetensors_file import BITS, mapped, read_header
 
 
@@ -35,8 +36,9 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def broken(whole, tmp_path):
-    """A copy of a folder, to be broken."""
-    return lambda name="sd": shutil.copytree(whole(name), tmp_path / name)
+    """A copy of a folder, to be broken; gone after the test."""
+    yield lambda name="sd": shutil.copytree(whole(name), tmp_path / name)
+    shutil.rmtree(tmp_path)
 
 
 INDEX = "model.safetensors.index.json"
@@ -245,7 +247,7 @@ BAD = [   # what, the folder, how it is broken, what the line must say
     ("model_index is a list", "sd", content(b"[]", "model_index.json"), ["model_index.json", "list"]),
     ("model_index is not UTF-8", "sd", content(b"\xff", "model_index.json"), ["model_index.json", "UTF-8"]),
     ("setting twice", "sd", content(b'{"a": 1, "a": 2}', "unet/config.json"), ["unet/config.json", "'a' more than"]),
-    ("part not listed", "sd", setting("model_index.json", vae=[None, None]), ["component vae", "missing in model_index"]),
+    ("part not listed", "sd", setting("model_index.json", vae=[None, None]), ["component vae", "missing in"]),
     ("part without folder", "sd", remove("vae"), ["component vae", "missing as a folder"]),
     ("no tokenizer", "sd", remove("tokenizer"), ["component tokenizer", "missing as a folder"]),
     ("no second text encoder", "sdxl", remove("text_encoder_2"), ["component text_encoder_2", "missing"]),
@@ -329,8 +331,9 @@ def test_sources_that_are_no_folder(source, words):
 
 
 JUNK = [b'"', b"{", b"}", b"0", b"-1", b",", b"9" * 30, b"\\u0000", b"null"]
-VALUES = [None, True, -1, 0, 4, 1e300, "", "F16", "F4", [], [0], [0, 0], [0, 2**63], [2**63, 0], [2, 2], [4, 4], [0, 16],
-          [16, 32], [[]], {}, list(BITS), "\ud800"]
+VALUES = [None, True, -1, 0, 4, 1e300, "", "F16", "F4", [], [0], [0, 0], [0, 2**63], [2**63, 0], [2, 2], [4, 4],
+          [0, 16], [16, 32], [[]], {}, list(BITS), "\ud800"]
+MORE_VALUES = [10**400, -5, 10**6, "karras", [None], ["a", "b"], {"content": []}]
 
 
 def mutated(raw: bytes, dice: random.Random) -> bytes:
@@ -373,3 +376,22 @@ def test_mutated_headers(tmp_path):
             with mapped(path) as file:
                 assert set(file.keys()) == entries.keys()
     assert passed > 20 and len(lines) > 30, (passed, len(lines))
+
+
+def test_mutated_settings(broken):
+    """Any value in place of any setting: the folder is read or refused, and nothing else happens."""
+    dice, path = random.Random(1), broken("sdxl")
+    files = [file for file in sorted(path.rglob("*.json")) if file.name != "tokenizer.json"]
+    texts, refused = {file: file.read_text() for file in files}, 0
+    for _ in range(400):
+        file = dice.choice(files)
+        values = json.loads(texts[file])
+        values[dice.choice(list(values))] = dice.choice(VALUES + MORE_VALUES)
+        file.write_text(json.dumps(values))
+        try:
+            read_folder(path)
+        except CheckpointError as error:
+            refused += 1
+            assert str(error).isprintable() and str(path) in str(error)
+        file.write_text(texts[file])
+    assert 100 < refused < 350

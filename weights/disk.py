@@ -1,6 +1,7 @@
 """Bytes and JSON from disk: whatever cannot be read is a CheckpointError that names the file."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import BinaryIO
 
 from .errors import CheckpointError, shown
 
+HALF = re.compile("[\ud800-\udfff]")   # of a character beyond 16 bits; JSON can write one alone
 LARGEST = 100_000_000   # bytes of JSON; the same limit as in the safetensors format
 
 
@@ -70,9 +72,11 @@ def parse_json(raw: bytes, where: str) -> dict:
 
 
 def unique(pairs: list[tuple[str, object]], where: str) -> dict:
-    """Two readers of a file with duplicate keys could each believe another one."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
+    """Refuse what two readers of one file could take for different things: a key given twice, half a character."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
         raise CheckpointError(f"{where} has the key {shown(max(names, key=names.count))} more than once")
-    return values
+    for text in names + [value for _, value in pairs if isinstance(value, str)]:
+        if HALF.search(text):
+            raise CheckpointError(f"{where} has the text {shown(text)}, which is not Unicode")
+    return dict(pairs)

@@ -21,7 +21,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64,
         "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
         "F6_E2M3": 6, "F6_E3M2": 6}
-CONVERTED = 32 * 2**20   # bytes converted before the file is mapped anew
+CONVERTED = 16 * 2**20   # bytes converted before the file is mapped anew
 
 PICKLE = "holds pickled Python objects, which are never read here: convert it to safetensors"
 OTHERS = (               # the first bytes, in lower case, of what people save as .safetensors by mistake
@@ -122,12 +122,12 @@ def check_layout(path: Path, entries: dict[str, Entry], room: int) -> None:
     reached = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != reached:
-            where = f"{path}: {shown(key)} at bytes {entry.begin} to {entry.end}"
-            if entry.end > room:
-                raise CheckpointError(f"{where} lies outside the file's {room} bytes of data: download it again")
-            if entry.begin < reached:
-                raise CheckpointError(f"{where} overlaps another tensor, which ends at {reached}")
-            raise CheckpointError(f"{where} leaves a hole of {entry.begin - reached} bytes that belong to no tensor")
+            for far in (name for name, other in entries.items() if other.end > room):
+                raise CheckpointError(f"{path}: {shown(far)} lies outside the file's {room} bytes of data, at "
+                                      f"{entries[far].begin} to {entries[far].end}")
+            fault = ("overlaps another tensor" if entry.begin < reached else
+                     f"leaves a hole of {entry.begin - reached} bytes that belong to no tensor")
+            raise CheckpointError(f"{path}: {shown(key)}, at bytes {entry.begin} to {entry.end} of the data, {fault}")
         reached = entry.end
     if reached > room:
         raise CheckpointError(f"{path}: {reached} bytes of data are announced and only {room} follow: "

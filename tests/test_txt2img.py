@@ -1,0 +1,170 @@
+"""scripts/txt2img.py as a user runs it, on the small model that ships."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import weights
+
+FAST = ("--steps", 2)
+
+
+def test_one_prompt_leaves_a_picture_that_tells_how_it_was_made(script, tmp_path):
+    run = script("txt2img.py", "--prompt", "a red apple", "--negative", "blue", "--seed", 7, *FAST, "--out", tmp_path)
+    assert run.returncode == 0, run.stderr
+    path = tmp_path / "00000-7.png"
+    assert run.stdout.strip() == str(path) and list(tmp_path.iterdir()) == [path]
+    assert "it/s" not in run.stderr   # the bar is for terminals
+    with Image.open(path) as image:
+        size = weights.load(weights.MINIATURE).facts.size
+        assert image.size == (size, size) and image.mode == "RGB"
+        record, text = json.loads(image.text["ldm"]), image.text["parameters"]
+    assert record["prompt"] == "a red apple" and record["seed"] == 7 and record["steps"] == 2
+    assert record["sampler"] == "dpmpp_2m" and record["torch"] == torch.__version__
+    assert len(record["files"]) == 3 and all(len(sha) == 64 for sha in record["files"].values())
+    first, negative, facts = text.split("\n")
+    assert (first, negative) == ("a red apple", "Negative prompt: blue")
+    assert facts.startswith("Steps: 2, Sampler: dpmpp_2m, Schedule type: karras, CFG scale:") and "Seed: 7" in facts
+
+
+def test_a_picture_can_be_made_again_from_itself(script, tmp_path):
+    script("txt2img.py", "--prompt", "a green frog", "--seed", 3, "--sampler", "euler_ancestral", "--schedule",
+           "trailing", "--guidance", 3, "--width", 96, *FAST, "--out", tmp_path / "first.png")
+    run = script("txt2img.py", "--again", tmp_path / "first.png", "--out", tmp_path / "second.png")
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "first.png") as first, Image.open(tmp_path / "second.png") as second:
+        assert first.tobytes() == second.tobytes()
+        assert first.text == second.text
+    changed = script("txt2img.py", "--again", tmp_path / "first.png", "--seed", 4, "--out", tmp_path / "third.png")
+    assert changed.returncode == 0, changed.stderr
+    with Image.open(tmp_path / "first.png") as first, Image.open(tmp_path / "third.png") as third:
+        assert first.tobytes() != third.tobytes()
+
+
+def test_count_prompts_file_and_grid(script, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red apple\n\n  a blue car \n", encoding="utf-8")
+    out = tmp_path / "pictures"
+    run = script("txt2img.py", "--prompts", tmp_path / "prompts.txt", "--count", 3, "--batch", 4, "--grid", *FAST,
+                 "--out", out)
+    assert run.returncode == 0, run.stderr
+    names = sorted(p.name for p in out.iterdir())
+    assert names == [f"{i:05d}-{i % 3}.png" for i in range(6)] + ["grid.png"]
+    with Image.open(out / "00004-1.png") as image, Image.open(out / "grid.png") as grid:
+        assert json.loads(image.text["ldm"])["prompt"] == "a blue car"
+        w, h = image.size
+        assert grid.size == (3 * w, 2 * h)
+        assert grid.crop((w, h, 2 * w, 2 * h)).tobytes() == image.tobytes()
+    script("txt2img.py", "--prompt", "more", *FAST, "--out", out)
+    assert (out / "00006-0.png").exists()   # numbered on, nothing overwritten
+
+
+def test_what_is_cut_from_a_long_prompt_is_said(script, tmp_path):
+    run = script("txt2img.py", "--prompt", "apple " * 100 + "lastword", *FAST, "--out", tmp_path)
+    assert run.returncode == 0 and "too long, not read" in run.stderr and "lastword" in run.stderr
+
+
+def broken(tmp_path, change) -> str:
+    """A copy of the miniature with one thing wrong."""
+    folder = tmp_path / "model"
+    shutil.copytree(weights.MINIATURE, folder)
+    change(folder)
+    return str(folder)
+
+
+def cut_in_half(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1_000_000])
+
+
+def rewrite(folder, change):
+    path = folder / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+BROKEN_MODELS = {
+    "missing component": (lambda f: shutil.rmtree(f / "vae"), "vae"),
+    "missing file": (lambda f: (f / "text_encoder/model.safetensors").unlink(), "text_encoder"),
+    "truncated file": (cut_in_half, "unet/diffusion_pytorch_model.safetensors"),
+    "wrong file": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_text("<!doctype html>"), "web page"),
+    "missing key": (lambda f: rewrite(f, lambda t: t.pop("quant_conv.bias")), "quant_conv.bias"),
+    "extra key": (lambda f: rewrite(f, lambda t: t.update(extra=torch.zeros(1))), "extra"),
+    "other shape": (lambda f: rewrite(f, lambda t: t.update({"quant_conv.bias": torch.zeros(5).half()})),
+                    "quant_conv.bias"),
+    "NaN": (lambda f: rewrite(f, lambda t: t["quant_conv.bias"].fill_(float("nan"))), "quant_conv.bias"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_MODELS)
+def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
+    change, words = BROKEN_MODELS[name]
+    run = script("txt2img.py", "--prompt", "x", "--model", broken(tmp_path, change), "--out", tmp_path / "out")
+    check_refused(run, words, tmp_path / "out")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--sampler", "eular"), "unknown sampler 'eular': choose one of"),
+    (("--schedule", "caras"), "unknown schedule 'caras'"),
+    (("--height", 60), "height 60: must be a positive multiple of 8, for example 64"),
+    (("--width", 0), "width 0"),
+    (("--steps", 0), "0 steps: choose 1 to 1000"),
+    (("--steps", 1001), "1001 steps"),
+    (("--seed", -1), "seed -1"),
+    (("--seed", 2**64), "must be between 0 and"),
+    (("--count", 0), "choose at least 1"),
+    (("--model", "no/such/folder"), "no/such/folder does not exist"),
+    (("--device", "toaster"), "toaster"),
+    (("--count", 2, "--out", "one.png"), "one name for several pictures"),
+])
+def test_bad_flags_are_told_in_one_line(script, tmp_path, flags, words):
+    run = script("txt2img.py", "--prompt", "x", "--out", tmp_path / "out", *flags)
+    check_refused(run, words, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content, words", [("\n \n", "holds no prompts"), (None, "No such file"),
+                                            (b"\xff\xfe\x00", "cannot be read as text")])
+def test_a_bad_prompt_file_is_told_in_one_line(script, tmp_path, content, words):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    check_refused(script("txt2img.py", "--prompts", path, "--out", tmp_path / "out"), words, tmp_path / "out")
+
+
+def test_again_needs_a_picture_of_ours(script, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name, words in (("other.png", "holds no record"), ("text.png", "not a picture"), ("none.png", "No such file")):
+        check_refused(script("txt2img.py", "--again", tmp_path / name, "--out", tmp_path / "out"), words,
+                      tmp_path / "out")
+
+
+def check_refused(run, words: str, out):
+    """Exit 2, one line that says what is wrong, nothing written."""
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert words in run.stderr and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_interrupting_leaves_what_is_finished(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/txt2img.py"), "--prompt", "a cat", "--count", "200", "--batch", "1",
+               "--steps", "4", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while len(list(tmp_path.glob("*.png"))) < 3 and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr and "stopped" in stderr
+    assert 3 <= len(list(tmp_path.glob("*.png"))) < 200 and not list(tmp_path.glob("*.part"))
+    for path in tmp_path.glob("*.png"):
+        Image.open(path).load()
