@@ -11,7 +11,8 @@ from samplers.noise import Streams
 from samplers.schedule import EDM, NoiseTable, choose, noise_table, start_scale
 from samplers.step import Step
 
-from . import conditioning, guidance as guide
+from . import conditioning
+from . import guidance as guide
 from .conditioning import Sizes
 from .config import NoiseConfig
 from .model import Model

@@ -72,7 +72,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))   # "net.0", "net.2"
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))   # "0" and "2"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -195,9 +195,9 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     def __init__(self, cfg: UNetConfig, level: int, emb_dim: int):
         super().__init__()
-        coarser, here, finer = (cfg.channels[min(max(i, 0), len(cfg.channels) - 1)] for i in (level + 1, level, level - 1))
+        here, finer, last = cfg.channels[level], cfg.channels[max(level - 1, 0)], len(cfg.channels) - 1
+        inputs = [cfg.channels[min(level + 1, last)]] + [here] * cfg.layers
         skips = [here] * cfg.layers + [finer]              # channels of the skips, in the order they are taken
-        inputs = [coarser] + [here] * cfg.layers
         self.resnets = nn.ModuleList([Resnet(c + skip, here, emb_dim, cfg.groups) for c, skip in zip(inputs, skips)])
         self.attentions = transformers(cfg, level, cfg.layers + 1)
         self.upsamplers = nn.ModuleList([Upsample(here)] if level else [])

@@ -59,7 +59,8 @@ def noise_table(beta_start: float = 0.00085, beta_end: float = 0.012, law: str =
         case "scaled_linear":
             betas = torch.linspace(beta_start**0.5, beta_end**0.5, trained, dtype=torch.float32) ** 2
         case "squaredcos_cap_v2":
-            signal = torch.cos((torch.arange(trained + 1, dtype=torch.float64) / trained + 0.008) / 1.008 * torch.pi / 2)
+            t = torch.arange(trained + 1, dtype=torch.float64) / trained
+            signal = torch.cos((t + 0.008) / 1.008 * torch.pi / 2)
             betas = (1 - (signal[1:] / signal[:-1]) ** 2).clamp(max=0.999).float()
         case _:
             raise ValueError(f"unknown beta law {law!r}: choose one of linear, scaled_linear, squaredcos_cap_v2")

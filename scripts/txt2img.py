@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 import weights
 from ldm import tasks
 
+TASK_FLAGS = ("steps", "guidance", "sampler", "schedule", "height", "width")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -81,8 +83,9 @@ def read_prompts(path: Path) -> list[str]:
 def settings(args: argparse.Namespace) -> dict:
     """Everything that decides a picture, from the flags and, with --again, from a picture's record."""
     record = recorded(args.again) if args.again else {}
-    keys = ("negative", "model", "variant", "dtype", "steps", "guidance", "sampler", "schedule", "height", "width", "seed")
-    chosen = {key: record.get(key) if getattr(args, key) is None else getattr(args, key) for key in keys}
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    chosen = {key: given.get(key, record.get(key)) for key in
+              ("negative", "model", "variant", "dtype", "seed", *TASK_FLAGS)}
     prompts = read_prompts(args.prompts) if args.prompts else [record["prompt"] if args.again else args.prompt]
     chosen["dtype"] = chosen["dtype"] or ("float32" if args.device == "cpu" else "float16")
     return chosen | dict(prompts=prompts, seed=chosen["seed"] or 0, model=chosen["model"] or str(weights.MINIATURE))
@@ -130,14 +133,15 @@ def draw(args: argparse.Namespace, chosen: dict):
     folder.mkdir(parents=True, exist_ok=True)
     record = {key: value for key, value in chosen.items() if key != "prompts"}
     record |= dict(files=weights.file_hashes(model), torch=torch.__version__, ldm=version("ldm"))
-    task_keys = ("steps", "guidance", "sampler", "schedule", "height", "width", "negative")
     jobs = [(prompt, chosen["seed"] + k) for prompt in chosen["prompts"] for k in range(args.count)]
     images, number = [], next_number(folder)
     with tqdm(total=len(jobs) * chosen["steps"], unit="step", disable=None) as bar:
         for first in range(0, len(jobs), args.batch):
             prompts, seeds = zip(*jobs[first:first + args.batch])
-            batch = tasks.text_to_image(model, prompts, seeds=seeds, watch=lambda step: bar.update(len(prompts)),
-                                        **{key: chosen[key] for key in task_keys})
+            advance = partial(bar.update, len(prompts))
+            batch = tasks.text_to_image(model, prompts, seeds=seeds, negative=chosen["negative"],
+                                        watch=lambda step, advance=advance: advance(),
+                                        **{key: chosen[key] for key in TASK_FLAGS})
             for image, prompt, seed in zip(batch, prompts, seeds):
                 path = args.out if single else folder / f"{number + len(images):05d}-{seed}.png"
                 save(image, path, record | dict(prompt=prompt, seed=seed))

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from helpers import (
     TINY_CLIPS,
     TINY_UNETS,
@@ -26,8 +28,6 @@ from helpers import (
     unet_pair,
     vae_pair,
 )
-from torch import Tensor, nn
-
 from ldm import clip, ops, unet, vae
 from ldm.config import CLIPS, UNETS
 

@@ -85,7 +85,8 @@ def test_trajectory_equals_diffusers(name, prediction, schedule, steps):
 @pytest.mark.parametrize("steps", [2, 5, 14, 15, 20, 50])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_karras_trajectory_equals_diffusers(prediction, steps):
-    assert relative(ours("dpmpp_2m", "karras", steps, prediction), theirs("dpmpp_2m", "karras", steps, prediction)) < 5e-6
+    args = "dpmpp_2m", "karras", steps, prediction
+    assert relative(ours(*args), theirs(*args)) < 5e-6
 
 
 @pytest.mark.parametrize("steps", [5, 20])

@@ -5,13 +5,13 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from helpers import relative_l2
-from tiny import BETAS, tiny_sd, tiny_sd2, tiny_sdxl
 
 import weights
+from helpers import relative_l2
 from ldm import tasks
 from ldm.conditioning import Sizes, encode
 from samplers.noise import Streams
+from tiny import BETAS, tiny_sd, tiny_sd2, tiny_sdxl
 
 PROMPTS = ["a red fox in the snow", "two boats, oil painting"]
 NEGATIVE = "blurry, ugly"
@@ -58,7 +58,7 @@ def theirs(pipeline, noise: torch.Tensor, prompts, negative, **options) -> tuple
 @pytest.mark.parametrize("sampler, schedule", SCHEDULERS)
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sd2_v", "sdxl"])
 def test_pipeline_equals_diffusers(pipelines, name, sampler, schedule):
-    """Batch of two prompts, a negative prompt, not square. SDXL's batch is compared picture by picture with diffusers."""
+    """Two prompts, a negative one, not square. SDXL's batch is compared with diffusers one picture at a time."""
     pipeline, model = pipelines(name)
     pipeline.scheduler = SCHEDULERS[sampler, schedule](pipeline.scheduler.config)
     noise = unit_noise()
@@ -214,8 +214,9 @@ def test_bad_arguments_are_refused_in_one_line(pipelines, change, words):
 
 def test_a_stage_that_produces_nan_is_named(pipelines):
     _, model = pipelines("sd15")
-    for module, stage in ((model.unet.conv_out, "step 1 of the sampler"), (model.vae.decoder.conv_out, "the VAE decoder"),
-                          (model.texts[0].text_model.final_layer_norm, "the text encoder")):
+    for module, stage in ((model.texts[0].text_model.final_layer_norm, "the text encoder"),
+                          (model.unet.conv_out, "step 1 of the sampler"),
+                          (model.vae.decoder.conv_out, "the VAE decoder")):
         kept = module.weight
         module.weight = torch.nn.Parameter(kept * float("nan"), requires_grad=False)
         with pytest.raises(FloatingPointError, match=stage):

@@ -9,11 +9,11 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import weights
+from conftest import ROOT
 
 FAST = ("--steps", 2)
 
