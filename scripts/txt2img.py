@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,12 +134,11 @@ def draw(args: argparse.Namespace, chosen: dict):
     record |= dict(files=weights.file_hashes(model), torch=torch.__version__, ldm=version("ldm"))
     jobs = [(prompt, chosen["seed"] + k) for prompt in chosen["prompts"] for k in range(args.count)]
     images, number = [], next_number(folder)
-    with tqdm(total=len(jobs) * chosen["steps"], unit="step", disable=None) as bar:
+    with tqdm(total=-(-len(jobs) // args.batch) * chosen["steps"], unit="step", disable=None) as bar:
         for first in range(0, len(jobs), args.batch):
             prompts, seeds = zip(*jobs[first:first + args.batch])
-            advance = partial(bar.update, len(prompts))
             batch = tasks.text_to_image(model, prompts, seeds=seeds, negative=chosen["negative"],
-                                        watch=lambda step, advance=advance: advance(),
+                                        watch=lambda step: bar.update(),
                                         **{key: chosen[key] for key in TASK_FLAGS})
             for image, prompt, seed in zip(batch, prompts, seeds):
                 path = args.out if single else folder / f"{number + len(images):05d}-{seed}.png"
