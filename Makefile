@@ -17,6 +17,8 @@ miniature: .venv/train      ## train the small model again, from fetching its pi
 	$(RUN) scripts/miniature/train_vae.py
 	$(RUN) scripts/miniature/train_unet.py
 	$(RUN) scripts/miniature/export.py
+	$(RUN) scripts/miniature/evaluate.py
+	$(RUN) scripts/miniature/card.py
 
 clean:
 	rm -rf .venv build outputs
@@ -34,5 +36,5 @@ clean:
 	touch $@
 
 .venv/train: .venv/core
-	$(RUN) -m pip install -q -c constraints.txt -e ".[train]" matplotlib
+	$(RUN) -m pip install -q -c constraints.txt -e ".[train]"
 	touch $@

@@ -127,8 +127,8 @@ def main():
             small_on = ["white", *rng.sample(list(BACKGROUNDS)[1:], 2)]
             for background, small in [(b, False) for b in BACKGROUNDS] + [(b, True) for b in small_on]:
                 pictures.append(compose(sprite, BACKGROUNDS[background], small, args.size))
-                records.append(dict(label=emoji["label"], tags=emoji.get("tags", []), emoji=emoji["emoji"],
-                                    style=style, background=background, small=small))
+                records.append(dict(label=emoji["label"], tags=emoji.get("tags", []), style=style,
+                                    background=background, small=small))
 
     np.save(args.out / "pictures.npy", np.stack(pictures))
     (args.out / "pictures.json").write_text(json.dumps(records, ensure_ascii=False))

@@ -2,6 +2,8 @@
 picture: the smallest mean squared difference of pixels, after halving both pictures, over all training pictures.
 A picture counts as right if the nearest one shows the emoji of its caption.
 
+Writes evaluation.json to the model's folder.
+
     python scripts/miniature/evaluate.py --from build/miniature --model weights/miniature
 """
 
@@ -54,9 +56,11 @@ def main():
     pictures = np.load(args.build / "pictures.npy", mmap_mode="r")
     records = json.loads((args.build / "pictures.json").read_text())
     model = weights.load(args.model)
-    plain = [i for i, r in enumerate(records) if r["background"] == "white" and not r["small"]]
-    colored = [i for i, r in enumerate(records) if r["background"] != "white" and not r["small"]]
-    small = [i for i, r in enumerate(records) if r["small"]]
+    learned = json.loads((args.model / "training.json").read_text())["learned"]
+    captions = [i for i, r in enumerate(records) if r["label"] in learned]
+    small = [i for i in captions if records[i]["small"]]
+    plain = [i for i in captions if records[i]["background"] == "white" and not records[i]["small"]]
+    colored = [i for i in captions if records[i]["background"] != "white" and not records[i]["small"]]
     results = {}
     for name, rows in (("plain", plain), ("colored", colored), ("small", small)):
         chosen = random.Random(args.seed).sample(rows, args.count)
@@ -72,6 +76,7 @@ def main():
             rows = [drawn.numpy(), pictures[found.numpy()], pictures[chosen]]
             grid = rearrange(np.stack(rows), "kind (r n) h w c -> (r kind h) (n w) c", n=20)
             Image.fromarray(grid).save(args.picture)
+    (args.model / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 

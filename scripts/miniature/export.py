@@ -1,7 +1,7 @@
-"""Write the trained miniature as a folder in the published layout, with its model card.
+"""Write the trained miniature as a folder in the published layout.
 
-Reads vae.pt, unet.pt, the loss logs and sources.json from --from; writes float16 safetensors, configs that diffusers
-reads too, tokenizer files, loss.png and README.md to --to.
+Reads vae.pt, unet.pt, the loss logs, pictures.json and sources.json from --from; writes float16 safetensors, configs
+that diffusers reads too, tokenizer files, loss.png and training.json (the facts of the model card) to --to.
 
     python scripts/miniature/export.py --from build/miniature --to weights/miniature
 """
@@ -131,10 +131,16 @@ def main():
     write_json(args.to / "model_index.json", MODEL_INDEX)
     write_tokenizer(args.to / "tokenizer", text_config.length)
     plot_losses(args.build, args.to / "loss.png")
+    records = json.loads((args.build / "pictures.json").read_text())
+    networks = dict(vae=VAE(vae_config), unet=UNet(unet_config), text=CLIPText(text_config))
     write_json(args.to / "training.json", dict(
-        sources=json.loads((args.build / "sources.json").read_text()), torch=torch.__version__, size=size,
-        vae=dict(steps=vae["step"], minutes=round(vae["seconds"] / 60)),
-        unet=dict(steps=unet["step"], minutes=round(unet["seconds"] / 60))))
+        sources=json.loads((args.build / "sources.json").read_text()),
+        torch=torch.__version__, size=size,
+        device=unet["device"], pictures=len(records), emoji=len({r["label"] for r in records}),
+        learned=unet["learned"],
+        parameters={name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
+        vae=dict(steps=vae["step"], batch=vae["batch"], minutes=round(vae["seconds"] / 60)),
+        unet=dict(steps=unet["step"], batch=unet["batch"], minutes=round(unet["seconds"] / 60))))
     total = sum(p.stat().st_size for p in args.to.rglob("*") if p.is_file())
     print(f"{args.to}: {total / 1e6:.1f} MB")
 

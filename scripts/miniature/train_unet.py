@@ -29,6 +29,17 @@ from ldm.unet import UNet
 from ldm.vae import VAE
 
 TEXT = CLIPConfig(layers=3, width=96, heads=3, hidden=384, quick_gelu=True, length=32)
+LEARNED = """red apple, green apple, banana, lemon, pear, peach, cherries, strawberry, grapes, watermelon, pineapple, tomato,
+avocado, carrot, broccoli, mushroom, bread, cheese wedge, hamburger, pizza, hot dog, french fries, egg, popcorn,
+doughnut, cookie, birthday cake, ice cream, lollipop, candy, hot beverage, wine glass, beer mug, dog face, cat face,
+mouse face, rabbit face, fox, bear, panda, koala, tiger face, lion, cow face, pig face, frog, monkey face, unicorn,
+chicken, penguin, owl, duck, turtle, snake, tropical fish, octopus, crab, butterfly, honeybee, lady beetle, snail,
+spider, spouting whale, dolphin, sunflower, rose, tulip, cherry blossom, cactus, evergreen tree, palm tree,
+four leaf clover, sun, crescent moon, star, cloud, rainbow, snowflake, umbrella, fire, droplet, rocket, airplane,
+sailboat, automobile, bus, bicycle, balloon, soccer ball, basketball, guitar, trumpet, drum, bell, key, light bulb,
+alarm clock, camera, closed book, pencil, scissors, hammer, crown, top hat, glasses, wrapped gift, house,
+grinning face, smiling face with sunglasses, crying face, angry face, ghost, robot, alien, clown face,
+jack-o-lantern, skull, red heart, blue heart, green heart, yellow heart""".replace("\n", " ").split(", ")   # what an hour on one core suffices for; the autoencoder has seen them all
 UNET = UNetConfig(in_channels=4, channels=(64, 128, 144), heads=(2, 4, 4), depth=(1, 1, 1), mid_depth=1,
                   context_dim=TEXT.width, linear_projection=True, layers=1, groups=4)
 
@@ -68,25 +79,22 @@ def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
     return latents, scale
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+
+
 def save(path: Path, state: dict):
     torch.save(state, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
 
 
 def networks(device: str) -> nn.ModuleDict:
-    """UNet and text tower; weights keep variance, every residual branch of the UNet begins at zero."""
     torch.manual_seed(0)
-    unet, text = UNet(UNET), CLIPText(TEXT)
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith(("conv2", "proj_out", "conv_out")):
-                nn.init.zeros_(module.weight)
-    nn.init.normal_(text.text_model.embeddings.token_embedding.weight, std=0.5)
-    nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.1)
-    return nn.ModuleDict(dict(unet=unet, text=text)).to(device)
+    nets = nn.ModuleDict(dict(unet=UNet(UNET), text=CLIPText(TEXT)))
+    embeddings = nets["text"].text_model.embeddings
+    nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
+    nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+    return nets.to(device)
 
 
 def v_loss(nets: nn.ModuleDict, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor,
@@ -102,7 +110,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
     parser.add_argument("--minutes", type=float, default=75, help="training time, all resumed runs together")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--save", type=float, default=120, help="seconds between checkpoints")
     parser.add_argument("--compile", action="store_true", help="worth its two minutes on a GPU")
@@ -112,14 +120,18 @@ def main():
     latents, scale = cached_latents(args.out, device)
     latents = latents.to(device, memory_format=torch.channels_last)
     records = json.loads((args.out / "pictures.json").read_text())
-    plain = [i for i, r in enumerate(records) if r["background"] == "white" and not r["small"]]
+    learned = [i for i, r in enumerate(records) if r["label"] in LEARNED]
+    plain = [i for i in learned if records[i]["background"] == "white" and not records[i]["small"]]
     tokenizer = Tokenizer(length=TEXT.length)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alphas = (1 - betas).cumprod(0).sqrt().to(device)
 
     nets = networks(device)
     ema = copy.deepcopy(nets).requires_grad_(False)
-    optimizer = torch.optim.AdamW(nets.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    words = nets["text"].text_model.embeddings.parameters()   # each is seen seldom, so its steps are larger
+    others = [p for name, p in nets.named_parameters() if ".embeddings." not in name]
+    groups = [dict(params=list(words), factor=8), dict(params=others, factor=1)]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     path, done, step = args.out / "unet.pt", 0.0, 0
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
@@ -130,8 +142,9 @@ def main():
 
     def checkpoint(seconds: float) -> dict:
         return dict(nets=nets.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), scale=scale,
-                    config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
-                    size=latents.shape[-1] * 8, seconds=seconds, step=step)
+                    learned=LEARNED, config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
+                    size=latents.shape[-1] * 8, batch=args.batch, device=device_name(device), seconds=seconds,
+                    step=step)
 
     rng = random.Random(step)
     torch.manual_seed(step)
@@ -140,13 +153,13 @@ def main():
     log = (args.out / "unet.jsonl").open("a")
     bar = tqdm(total=round(total), unit="s", desc="unet", disable=None)
     while (elapsed := time.time() - started) < total:
-        rows = [rng.choice(plain) if rng.random() < 0.5 else rng.randrange(len(records)) for _ in range(args.batch)]
+        rows = [rng.choice(plain if rng.random() < 0.5 else learned) for _ in range(args.batch)]
         ids = tokenizer([caption(records[row], rng) for row in rows]).ids.to(device)
         x0, noise = latents[rows], torch.randn(args.batch, *latents.shape[1:], device=device)
         t = ((torch.arange(args.batch, device=device) + torch.rand((), device=device)) * 1000 / args.batch).long()
         alpha = alphas[t][:, None, None, None]
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 200, 2 * (1 - elapsed / total) + 0.005)
+            group["lr"] = args.lr * group["factor"] * min(1, (step + 1) / 200, 2 * (1 - elapsed / total) + 0.005)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = loss_of(nets, x0, noise.contiguous(memory_format=torch.channels_last), t, alpha, ids).mean()
         optimizer.zero_grad()

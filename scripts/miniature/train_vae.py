@@ -83,6 +83,10 @@ def main():
         optimizer.load_state_dict(state["optimizer"])
         done, step = state["seconds"], state["step"]
 
+    def checkpoint(seconds: float) -> dict:
+        return dict(config=dataclasses.asdict(CONFIG), vae=vae.state_dict(), optimizer=optimizer.state_dict(),
+                    batch=args.batch, seconds=seconds, step=step)
+
     rng = np.random.default_rng(step)
     loss_of = torch.compile(losses) if args.compile else losses
     started, saved, total = time.time() - done, time.time(), 60 * (args.minutes + args.decoder_minutes)
@@ -113,11 +117,9 @@ def main():
             bar.n = round(elapsed)
             bar.refresh()
         if time.time() - saved > args.save:
-            save(path, dict(config=dataclasses.asdict(CONFIG), vae=vae.state_dict(), optimizer=optimizer.state_dict(),
-                            seconds=elapsed, step=step))
+            save(path, checkpoint(elapsed))
             saved = time.time()
-    save(path, dict(config=dataclasses.asdict(CONFIG), vae=vae.state_dict(), optimizer=optimizer.state_dict(),
-                    seconds=total, step=step))
+    save(path, checkpoint(total))
 
 
 if __name__ == "__main__":

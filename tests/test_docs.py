@@ -1,0 +1,16 @@
+"""The code blocks of the documentation run, in order, and what they assert holds."""
+
+import re
+
+import pytest
+
+from conftest import ROOT
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_code_of_the_page_runs(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
