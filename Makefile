@@ -3,10 +3,12 @@ PROMPT ?= a red apple
 ARGS   ?=
 RUN    := .venv/bin/python
 
+export PROMPT             # the shell reads it from there, so quotes in it do no harm
+
 .PHONY: image test lint miniature clean
 
 image: .venv/core           ## draw PROMPT with the small model that ships; more flags in ARGS
-	$(RUN) scripts/txt2img.py --prompt "$(PROMPT)" $(ARGS)
+	$(RUN) scripts/txt2img.py --prompt "$$PROMPT" $(ARGS)
 
 test: .venv/test            ## all tests, on CPU and without network
 	$(RUN) -m ruff check .

@@ -1,6 +1,7 @@
 """What people do with a model, each task one flat function. `None` means the model's own default."""
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from samplers.step import Step
 from . import conditioning
 from . import guidance as guide
 from .conditioning import Sizes
-from .config import NoiseConfig
+from .config import ModelConfig, NoiseConfig
 from .model import Model
 
 MAX_SEED = 2**64 - 1
+MAX_SIZE = 2**15   # pixels; beyond it a slip of the keyboard is likelier than a wish
 
 
 @torch.no_grad()
@@ -25,25 +27,28 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
                   height: int | None = None, width: int | None = None, steps: int | None = None,
                   guidance: float | None = None, sampler: str | None = None, schedule: str | None = None,
                   seeds: Sequence[int] = (0,), noise: Tensor | None = None, sizes: Sizes | None = None,
-                  watch: Callable[[Step], None] | None = None, decode: bool = True) -> Tensor:
+                  negative_sizes: Sizes | None = None, watch: Callable[[Step], None] | None = None,
+                  decode: bool = True) -> Tensor:
     """Draw one picture per prompt: (b 3 height width) in [-1, 1]; without `decode` its latents (b 4 h w).
 
     negative: what to move away from; one text for all pictures or one each. guidance: 1 or less means off.
     sampler, schedule: names in samplers.SAMPLERS and samplers.schedule.SCHEDULES.
     seeds: one per picture, or one to count up from; a single prompt is drawn once per seed. Picture k takes all of
     its noise from seeds[k] alone. noise: unit Gaussian (b 4 h w) to start from instead.
-    sizes: SDXL's micro-conditioning, the picture's own size if not given. watch is called after each step.
+    sizes, negative_sizes: SDXL's micro-conditioning, the picture's own size if not given, and that of the negative
+    prompt, the same if not given. watch is called after each step.
 
     Raises ValueError for arguments that do not fit, FloatingPointError if a stage produces NaN or infinity.
     """
     facts = model.facts
+    check_text_suffices(facts)
     height, width = (facts.size if size is None else size for size in (height, width))
     check_size(height, width, facts.vae.factor)
     prompts, seeds = pair(prompts, seeds)
-    negatives = [negative] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} pictures: give one, or one each")
+    negatives = one_each(negative, len(prompts))
     guidance = facts.guidance if guidance is None else guidance
+    if not isfinite(guidance):
+        raise ValueError(f"guidance {guidance}: must be a number; 1 or less means off")
 
     chosen, name = lookup_sampler(sampler or facts.sampler), schedule or facts.schedule
     levels = noise_levels(facts.noise)
@@ -54,23 +59,25 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
     cond = conditioning.encode(model.texts, model.tokenizer, facts, prompts, sizes)
     check_finite(cond.context, "the text encoder")
     if guidance > 1:
-        uncond = conditioning.encode(model.texts, model.tokenizer, facts, negatives, sizes)
+        uncond = conditioning.encode(model.texts, model.tokenizer, facts, negatives, negative_sizes or sizes)
         network = guide.classifier_free(model.unet, cond, uncond, guidance)
     else:
         network = guide.condition(model.unet, cond)
 
-    shape = (facts.vae.latent_channels, height // facts.vae.factor, width // facts.vae.factor)
-    streams = Streams(seeds, shape, model.device)
-    start = streams.draw() if noise is None else check_noise(noise, (len(prompts), *shape)).to(model.device)
+    streams = Streams(seeds, (facts.vae.latent_channels, height // facts.vae.factor, width // facts.vae.factor),
+                      model.device)
+    start = streams.draw()   # also where noise is given: what a sampler draws later must not be the same
+    if noise is not None:
+        start = given_noise(noise, start)
     x = start * start_scale(sigmas[0], name, chosen.unit_variance)
 
     denoise = denoiser(network, levels, facts.prediction, times)
     for step in chosen.run(denoise, x, sigmas, streams) if chosen.stochastic else chosen.run(denoise, x, sigmas):
-        check_finite(step.x, f"step {step.i + 1} of the sampler")
         x = step.x
         if watch:
             watch(step)
-    latents = x if isinstance(levels, EDM) else x / (1 + sigmas[-1] ** 2) ** 0.5   # only DDIM ends above 0
+    check_finite(x, "the UNet")
+    latents = x / (1 + sigmas[-1] ** 2) ** 0.5   # to unit variance where the sampler ends above 0
     if not decode:
         return latents
     image = model.to_image(latents)
@@ -90,10 +97,26 @@ def lookup_sampler(name: str):
     return SAMPLERS[name]
 
 
+def check_text_suffices(facts: ModelConfig):
+    """Refuse a UNet that wants more than text."""
+    unet = facts.unet
+    if unet.class_count:
+        wanted = "a small picture to enlarge"
+    elif unet.class_dim:
+        wanted = "the embedding of a picture"
+    elif unet.guidance_dim:
+        wanted = "an embedded guidance scale (LCM)"
+    elif unet.in_channels > facts.vae.latent_channels:
+        wanted = f"{unet.in_channels - facts.vae.latent_channels} more input channels, such as a mask or a depth map"
+    else:
+        return
+    raise ValueError(f"this model needs {wanted}: text to picture takes one that needs text alone")
+
+
 def check_size(height: int, width: int, factor: int):
     for name, size in (("height", height), ("width", width)):
-        if size < factor or size % factor:
-            near = max(factor, round(size / factor) * factor)
+        if size % factor or not factor <= size <= MAX_SIZE:
+            near = min(max(factor, round(size / factor) * factor), MAX_SIZE)
             raise ValueError(f"{name} {size}: must be a positive multiple of {factor}, for example {near}")
 
 
@@ -114,10 +137,19 @@ def pair(prompts: str | Sequence[str], seeds: Sequence[int]) -> tuple[list[str],
     return prompts, seeds
 
 
-def check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(noise.shape) != shape:
-        raise ValueError(f"noise of shape {tuple(noise.shape)}: these pictures need {shape}")
-    return noise
+def one_each(negative: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+    if negative is None or isinstance(negative, str):
+        return [negative] * count
+    if len(negative) != count:
+        raise ValueError(f"{len(negative)} negative prompts for {count} pictures: give one, or one each")
+    return list(negative)
+
+
+def given_noise(noise: Tensor, like: Tensor) -> Tensor:
+    """The caller's noise on the device of `like`, float64 if it is, else float32: samplers keep their state so."""
+    if noise.shape != like.shape:
+        raise ValueError(f"noise of shape {tuple(noise.shape)}: these pictures need {tuple(like.shape)}")
+    return noise.to(like.device, torch.promote_types(noise.dtype, torch.float32))
 
 
 def check_finite(x: Tensor, stage: str):

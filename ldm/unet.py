@@ -239,7 +239,8 @@ class UNet(nn.Module):
         if wants != (vector is not None, guidance is not None):
             raise ValueError(f"this UNet {'needs' if wants[0] else 'takes no'} vector and "
                              f"{'needs' if wants[1] else 'takes no'} guidance embedding")
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)   # copies nothing
+        t = t.expand(len(x))
         emb = self.time_embedding(ops.sinusoid(t, cfg.channels[0]).to(x.dtype), guidance)
         if cfg.vector_dim:
             emb = emb + self.add_embedding(vector)

@@ -26,7 +26,7 @@ class Sampler(NamedTuple):
     drops_last: bool = False      # leading and linspace choose one time step more and drop the smallest
     whole_times: bool = False     # the network is given whole time steps
     ends_at_zero: bool = True     # or at the smallest trained noise level
-    unit_variance: bool = True    # starts at sqrt(1 + sigma^2), or at sigma where the spacing begins at t = 999
+    unit_variance: bool = True    # always starts at sqrt(1 + sigma^2); False: at sigma where the first time is the last
 
 
 SAMPLERS = {

@@ -71,7 +71,8 @@ def noise_table(beta_start: float = 0.00085, beta_end: float = 0.012, law: str =
 def leading(steps: int, offset: int = 1, trained: int = 1000) -> list[float]:
     """Times at the beginning of equal intervals, decreasing: 981, 961, ..., 1 for 50 steps."""
     stride = max(trained // steps, 1)
-    return [float(min(i * stride + offset, trained - 1)) for i in reversed(range(steps))]
+    offset = min(offset, trained - 1 - (steps - 1) * stride)   # 1000 steps have no room for one
+    return [float(i * stride + offset) for i in reversed(range(steps))]
 
 
 def linspace(steps: int, trained: int = 1000) -> list[float]:

@@ -12,6 +12,7 @@ A1111's programs read (`parameters`) and as JSON (`ldm`).
 import argparse
 import json
 import os
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +25,11 @@ from tqdm import tqdm
 import weights
 from ldm import tasks
 
-TASK_FLAGS = ("steps", "guidance", "sampler", "schedule", "height", "width")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+TASK_FLAGS = {"steps": int, "guidance": float, "sampler": str, "schedule": str, "height": int, "width": int}
+RECORDED = TASK_FLAGS | {"prompt": str, "negative": str, "model": str, "variant": str, "dtype": str, "seed": int}
+A1111_SAMPLERS = {"euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "ddim": "DDIM", "plms": "PLMS",
+                  "dpmpp_2m": "DPM++ 2M"}
 
 
 def arguments() -> argparse.Namespace:
@@ -41,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
     parser.add_argument("--count", type=int, default=1, help="pictures per prompt")
-    parser.add_argument("--batch", type=int, default=8, help="pictures made at once; does not change them")
+    parser.add_argument("--batch", type=int, default=8, help="pictures made at once; they differ by rounding only")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float, help="1 or less: off")
     parser.add_argument("--sampler")
@@ -49,7 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--grid", action="store_true", help="write grid.png too: one row per prompt")
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of the one picture")
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture, *.png")
     return parser.parse_args()
 
 
@@ -58,108 +62,141 @@ def fail(message: str):
     sys.exit(2)
 
 
+def warn(message: str):
+    tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
 def recorded(path: Path) -> dict:
     """The JSON record of a picture that this program made."""
     try:
         with Image.open(path) as image:
-            return json.loads(image.text["ldm"])
+            record = json.loads(image.text["ldm"])
     except UnidentifiedImageError:
         fail(f"{path}: not a picture")
     except OSError as error:
         fail(f"{path}: {error.strerror or error}")
     except (KeyError, AttributeError, ValueError):
         fail(f"{path}: holds no record of how it was made; give a PNG that this program wrote")
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        fail(f"{path}: its record is damaged: it names no prompt")
+    for key, kind in RECORDED.items():
+        value = record.get(key)
+        if value is not None and type(value) not in ((int, float) if kind is float else (kind,)):
+            fail(f"{path}: its record is damaged: {key} is {value!r}")
+    if record.get("dtype") not in (None, *DTYPES):
+        fail(f"{path}: its record is damaged: dtype is {record['dtype']!r}")
+    return record
 
 
 def read_prompts(path: Path) -> list[str]:
     try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{path}: cannot be read as text: {error}")
-    return prompts or fail(f"{path}: holds no prompts; write one per line")
+    return [line.strip() for line in lines if line.strip()] or fail(f"{path}: holds no prompts; write one per line")
 
 
-def settings(args: argparse.Namespace) -> dict:
+def settings(args: argparse.Namespace, record: dict) -> dict:
     """Everything that decides a picture, from the flags and, with --again, from a picture's record."""
-    record = recorded(args.again) if args.again else {}
     given = {key: value for key, value in vars(args).items() if value is not None}
-    chosen = {key: given.get(key, record.get(key)) for key in
-              ("negative", "model", "variant", "dtype", "seed", *TASK_FLAGS)}
-    prompts = read_prompts(args.prompts) if args.prompts else [record["prompt"] if args.again else args.prompt]
+    chosen = {key: given.get(key, record.get(key)) for key in RECORDED}
     chosen["dtype"] = chosen["dtype"] or ("float32" if args.device == "cpu" else "float16")
-    return chosen | dict(prompts=prompts, seed=chosen["seed"] or 0, model=chosen["model"] or str(weights.MINIATURE))
+    chosen["seed"] = chosen["seed"] or 0
+    return chosen
 
 
 def parameters(record: dict) -> str:
-    """The record as A1111's programs write and read it."""
+    """The record as the text that A1111's programs read."""
     negative = f"\nNegative prompt: {record['negative']}" if record["negative"] else ""
-    facts = {"Steps": record["steps"], "Sampler": record["sampler"], "Schedule type": record["schedule"],
-             "CFG scale": record["guidance"], "Seed": record["seed"], "Size": f"{record['width']}x{record['height']}",
+    facts = {"Steps": record["steps"], "Sampler": A1111_SAMPLERS.get(record["sampler"], record["sampler"]),
+             "Schedule type": record["schedule"].capitalize(), "CFG scale": record["guidance"],
+             "Seed": record["seed"], "Size": f"{record['width']}x{record['height']}",
              "Model hash": next((sha[:10] for name, sha in record["files"].items() if "unet" in name), ""),
-             "Model": Path(record["model"]).name}
-    return record["prompt"] + negative + "\n" + ", ".join(f"{key}: {value}" for key, value in facts.items())
+             "Model": Path(record["model"] or weights.MINIATURE).name}
+    quoted = [f"{key}: {json.dumps(value) if set(str(value)) & set(',:') else value}" for key, value in facts.items()]
+    return record["prompt"] + negative + "\n" + ", ".join(quoted)
 
 
 def save(image: torch.Tensor, path: Path, record: dict | None = None):
     """Write image (3 h w) in [-1, 1] as PNG, whole or not at all."""
-    pixels = ((image + 1) * 127.5).round().byte().cpu()
+    pixels = ((image.float() + 1) * 127.5).round().byte().cpu()
     info = PngImagePlugin.PngInfo()
     if record:
         info.add_itxt("parameters", parameters(record))
         info.add_itxt("ldm", json.dumps(record, ensure_ascii=False))
     part = path.with_name(path.name + ".part")
-    Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()).save(part, format="PNG", pnginfo=info)
-    os.replace(part, path)
+    try:
+        Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()).save(part, format="PNG", pnginfo=info)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def next_number(folder: Path) -> int:
     """Pictures are numbered on from those that are there."""
-    return max((int(p.name[:5]) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*.png")), default=-1) + 1
+    names = (re.fullmatch(r"(\d{5,})-\d+\.png", p.name) for p in folder.glob("*.png"))
+    return max((int(name[1]) for name in names if name), default=-1) + 1
 
 
-def draw(args: argparse.Namespace, chosen: dict):
-    model = weights.load(chosen["model"], dtype=DTYPES[chosen["dtype"]], device=args.device, variant=chosen["variant"])
+def draw(args: argparse.Namespace, prompts: list[str], chosen: dict, record: dict):
+    model = weights.load(chosen["model"] or weights.MINIATURE, dtype=DTYPES[chosen["dtype"]], device=args.device,
+                         variant=chosen["variant"])
     facts = model.facts
     for key, default in dict(steps=facts.steps, guidance=facts.guidance, sampler=facts.sampler,
                              schedule=facts.schedule, height=facts.size, width=facts.size).items():
         chosen[key] = default if chosen[key] is None else chosen[key]
-    for prompt, cut in zip(chosen["prompts"], model.tokenizer(chosen["prompts"]).cut):
+    told = chosen | dict(files=weights.file_hashes(model), torch=torch.__version__, ldm=version("ldm"))
+    for key in ("files", "torch", "ldm"):
+        if key in record and record[key] != told[key]:
+            warn(f"{args.again} was made with other {key}: it may come out differently")
+    for text, cut in zip([*prompts, chosen["negative"] or ""],
+                         model.tokenizer([*prompts, chosen["negative"] or ""]).cut):
         if cut:
-            print(f"warning: too long, not read: ...{cut!r} (prompt {prompt[:30]!r})", file=sys.stderr)
+            warn(f"too long, the end is not read: {shorten(text, 40)!r} is cut before {shorten(cut, 60)!r}")
 
     single = args.out.suffix.lower() == ".png"
     folder = args.out.parent if single else args.out
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {key: value for key, value in chosen.items() if key != "prompts"}
-    record |= dict(files=weights.file_hashes(model), torch=torch.__version__, ldm=version("ldm"))
-    jobs = [(prompt, chosen["seed"] + k) for prompt in chosen["prompts"] for k in range(args.count)]
+    jobs = [(prompt, chosen["seed"] + k) for prompt in prompts for k in range(args.count)]
+    tasks.pair(*zip(*jobs))   # refuse a wrong seed before the first picture is drawn
     images, number = [], next_number(folder)
     with tqdm(total=-(-len(jobs) // args.batch) * chosen["steps"], unit="step", disable=None) as bar:
         for first in range(0, len(jobs), args.batch):
-            prompts, seeds = zip(*jobs[first:first + args.batch])
-            batch = tasks.text_to_image(model, prompts, seeds=seeds, negative=chosen["negative"],
-                                        watch=lambda step: bar.update(),
-                                        **{key: chosen[key] for key in TASK_FLAGS})
-            for image, prompt, seed in zip(batch, prompts, seeds):
-                path = args.out if single else folder / f"{number + len(images):05d}-{seed}.png"
-                save(image, path, record | dict(prompt=prompt, seed=seed))
-                images.append(image)
+            batch, seeds = zip(*jobs[first:first + args.batch])
+            drawn = tasks.text_to_image(model, batch, seeds=seeds, negative=chosen["negative"],
+                                        watch=lambda step: bar.update(), **{key: chosen[key] for key in TASK_FLAGS})
+            folder.mkdir(parents=True, exist_ok=True)
+            for k, (image, prompt, seed) in enumerate(zip(drawn, batch, seeds), first):
+                path = args.out if single else folder / f"{number + k:05d}-{seed}.png"
+                save(image, path, told | dict(prompt=prompt, seed=seed))
                 tqdm.write(str(path))
+            if args.grid:
+                images.append(drawn.cpu())
     if args.grid:
-        grid = rearrange(torch.stack(images), "(rows columns) c h w -> c (rows h) (columns w)", columns=args.count)
+        grid = rearrange(torch.cat(images), "(rows columns) c h w -> c (rows h) (columns w)", columns=args.count)
         save(grid, folder / "grid.png")
         print(folder / "grid.png")
 
 
+def shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "..."
+
+
 def main():
     args = arguments()
+    record = recorded(args.again) if args.again else {}
+    prompts = read_prompts(args.prompts) if args.prompts else [args.prompt or record.get("prompt", "")]
     if args.count < 1 or args.batch < 1:
         fail("--count and --batch: choose at least 1")
-    chosen = settings(args)
-    if args.out.suffix.lower() == ".png" and len(chosen["prompts"]) * args.count > 1:
+    if args.out.suffix.lower() == ".png" and len(prompts) * args.count > 1:
         fail(f"--out {args.out}: one name for several pictures; give a folder")
+    if args.out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):
+        fail(f"--out {args.out}: pictures are written as PNG; give a folder or a name that ends in .png")
+    if args.out.suffix.lower() != ".png" and args.out.is_file():
+        fail(f"--out {args.out}: is a file; give a folder or a name that ends in .png")
     try:
-        draw(args, chosen)
+        draw(args, prompts, settings(args, record), record)
     except KeyboardInterrupt:
         print("stopped; the pictures named above are complete", file=sys.stderr)
         sys.exit(130)

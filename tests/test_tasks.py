@@ -16,6 +16,8 @@ from tiny import BETAS, tiny_sd, tiny_sd2, tiny_sdxl
 PROMPTS = ["a red fox in the snow", "two boats, oil painting"]
 NEGATIVE = "blurry, ugly"
 STEPS, GUIDANCE = 20, 5.0
+PLAYGROUND_VAE = dict(scaling_factor=0.5, latents_mean=[-1.6574, 1.886, -1.383, 2.5155],
+                      latents_std=[8.4927, 5.9022, 6.5498, 5.2299])
 SCHEDULERS = {   # our sampler and schedule -> theirs
     ("euler", "leading"): lambda c: diffusers.EulerDiscreteScheduler.from_config(
         c, timestep_spacing="leading", use_karras_sigmas=False),
@@ -31,7 +33,9 @@ def pipelines(tmp_path_factory):
     builders = {"sd15": lambda f: tiny_sd(f, diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True)),
                 "sd2": lambda f: tiny_sd2(f, diffusers.DDIMScheduler(**BETAS, clip_sample=False,
                                                                      set_alpha_to_one=False)),
-                "sd2_v": tiny_sd2, "sdxl": tiny_sdxl}
+                "sd2_v": tiny_sd2, "sdxl": tiny_sdxl,
+                "playground_v25": lambda f: tiny_sdxl(f, diffusers.EDMDPMSolverMultistepScheduler(sigma_max=80.0),
+                                                      vae=PLAYGROUND_VAE)}
     made = {}
 
     def get(name: str):
@@ -100,6 +104,16 @@ def test_sdxl_without_negative_prompt_takes_zeros(pipelines):
     assert relative_l2(zeros, empty) > 1e-3
 
 
+def test_playground_v25_equals_diffusers(pipelines):
+    """EDM preconditioning, its own noise levels, and latents with a mean and a deviation; all told by the folder."""
+    pipeline, model = pipelines("playground_v25")
+    noise = unit_noise(1)
+    options = dict(height=64, width=96, steps=STEPS, noise=noise)
+    expected, pictures = theirs(pipeline, noise, PROMPTS[:1], None, guidance_scale=3.0)
+    assert relative_l2(tasks.text_to_image(model, PROMPTS[:1], decode=False, **options), expected) < 1e-4
+    assert (tasks.text_to_image(model, PROMPTS[:1], **options) - pictures).abs().max() * 127.5 <= 1
+
+
 def test_sdxl_sizes_equal_diffusers(pipelines):
     """Heights before widths, tops before lefts: three pairs that are easily swapped."""
     pipeline, model = pipelines("sdxl")
@@ -107,10 +121,11 @@ def test_sdxl_sizes_equal_diffusers(pipelines):
     noise = unit_noise(1)
     ours = tasks.text_to_image(model, PROMPTS[:1], negative=NEGATIVE, height=64, width=96, steps=STEPS,
                                guidance=GUIDANCE, noise=noise, decode=False,
-                               sizes=Sizes(original=(512, 300), crop=(10, 40), target=(64, 96)))
+                               sizes=Sizes(original=(512, 300), crop=(10, 40), target=(64, 96)),
+                               negative_sizes=Sizes(original=(200, 100), crop=(7, 3), target=(96, 64)))
     expected, _ = theirs(pipeline, noise, PROMPTS[:1], [NEGATIVE], original_size=(512, 300),
-                         crops_coords_top_left=(10, 40), target_size=(64, 96), negative_original_size=(512, 300),
-                         negative_crops_coords_top_left=(10, 40), negative_target_size=(64, 96))
+                         crops_coords_top_left=(10, 40), target_size=(64, 96), negative_original_size=(200, 100),
+                         negative_crops_coords_top_left=(7, 3), negative_target_size=(96, 64))
     assert relative_l2(ours, expected) < 1e-4
 
 
@@ -154,6 +169,53 @@ def test_a_picture_of_a_batch_has_the_noise_it_has_alone(pipelines):
     assert relative_l2(together[1:2], alone) < 1e-4
 
 
+def test_noise_that_is_given_is_not_drawn_again_in_the_loop(pipelines):
+    """Seed 0 makes both the caller's noise and the stream of the picture; its steps must go on where that began."""
+    _, model = pipelines("sd15")
+    options = dict(sampler="euler_ancestral", steps=3, decode=False, seeds=[0])
+    noise = Streams([0], (4, 8, 8)).draw()
+    assert torch.equal(tasks.text_to_image(model, PROMPTS[:1], noise=noise, **options),
+                       tasks.text_to_image(model, PROMPTS[:1], **options))
+
+
+def test_dtypes_of_model_and_noise(pipelines, tmp_path):
+    """The sampler's state is float32, or float64 if the noise is; bfloat16 costs a few percent, not more."""
+    folder = tmp_path / "sd15"
+    tiny_sd(folder)
+    reference = tasks.text_to_image(weights.load(folder, dtype=torch.float64), PROMPTS, steps=4, decode=False,
+                                    noise=unit_noise(2, 8, 8).double())
+    assert reference.dtype == torch.float64
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):   # 2e-3 a value, over 4 guided steps
+        seen = []
+        latents = tasks.text_to_image(weights.load(folder, dtype=dtype), PROMPTS, steps=4, decode=False,
+                                      noise=unit_noise(2, 8, 8).to(dtype).float(), watch=seen.append)
+        assert {step.x.dtype for step in seen} == {torch.float32}
+        assert relative_l2(latents.double(), reference) < tolerance
+    half = tasks.text_to_image(weights.load(folder), PROMPTS, steps=1, decode=False, noise=unit_noise(2, 8, 8).half())
+    assert half.dtype == torch.float32
+
+
+def test_models_that_need_more_than_text_are_refused(pipelines):
+    _, model = pipelines("sd2")
+    for change, words in ((dict(in_channels=9), "5 more input channels, such as a mask or a depth map"),
+                          (dict(in_channels=7, class_count=1000), "a small picture to enlarge"),
+                          (dict(class_dim=2048), "the embedding of a picture"),
+                          (dict(guidance_dim=256), "an embedded guidance scale")):
+        special = replace(model, facts=replace(model.facts, unet=replace(model.facts.unet, **change)))
+        with pytest.raises(ValueError, match=words):
+            tasks.text_to_image(special, "a fox", steps=1)
+
+
+def test_each_picture_has_its_own_negative_prompt(pipelines):
+    """SDXL takes zeros where there is none, and the encoded text where there is one, in one batch."""
+    _, model = pipelines("sdxl")
+    noise, options = unit_noise(2, 8, 8), dict(steps=3, decode=False)
+    both = tasks.text_to_image(model, PROMPTS, negative=[None, NEGATIVE], noise=noise, **options)
+    for k, negative in enumerate([None, NEGATIVE]):
+        alone = tasks.text_to_image(model, PROMPTS[k], negative=negative, noise=noise[k:k + 1], **options)
+        assert relative_l2(both[k:k + 1], alone) < 1e-5
+
+
 def test_seeds_and_prompts_pair_up(pipelines):
     _, model = pipelines("sd15")
     draw = lambda prompts, seeds: tasks.text_to_image(model, prompts, seeds=seeds, steps=1, decode=False)   # noqa: E731
@@ -195,6 +257,7 @@ def test_empty_prompts_are_zeros_only_where_published(pipelines):
 @pytest.mark.parametrize("change, words", [
     (dict(sampler="eular"), "unknown sampler 'eular': choose one of euler"),
     (dict(schedule="caras"), "unknown schedule 'caras'"),
+    (dict(guidance=float("nan")), "guidance nan: must be a number"),
     (dict(height=60), "height 60: must be a positive multiple of 8, for example 64"),
     (dict(width=-8), "width -8: must be a positive multiple of 8"),
     (dict(steps=0), "0 steps: choose 1 to 1000"),
@@ -215,7 +278,7 @@ def test_bad_arguments_are_refused_in_one_line(pipelines, change, words):
 def test_a_stage_that_produces_nan_is_named(pipelines):
     _, model = pipelines("sd15")
     for module, stage in ((model.texts[0].text_model.final_layer_norm, "the text encoder"),
-                          (model.unet.conv_out, "step 1 of the sampler"),
+                          (model.unet.conv_out, "the UNet"),
                           (model.vae.decoder.conv_out, "the VAE decoder")):
         kept = module.weight
         module.weight = torch.nn.Parameter(kept * float("nan"), requires_grad=False)

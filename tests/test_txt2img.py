@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 import weights
@@ -33,7 +33,8 @@ def test_one_prompt_leaves_a_picture_that_tells_how_it_was_made(script, tmp_path
     assert len(record["files"]) == 3 and all(len(sha) == 64 for sha in record["files"].values())
     first, negative, facts = text.split("\n")
     assert (first, negative) == ("a red apple", "Negative prompt: blue")
-    assert facts.startswith("Steps: 2, Sampler: dpmpp_2m, Schedule type: karras, CFG scale:") and "Seed: 7" in facts
+    assert facts.startswith("Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale:") and "Seed: 7" in facts
+    assert record["model"] is None and str(ROOT) not in json.dumps(record)   # remakes the picture on another machine
 
 
 def test_a_picture_can_be_made_again_from_itself(script, tmp_path):
@@ -125,6 +126,11 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
     (("--model", "no/such/folder"), "no/such/folder does not exist"),
     (("--device", "toaster"), "toaster"),
     (("--count", 2, "--out", "one.png"), "one name for several pictures"),
+    (("--out", "one.jpg"), "pictures are written as PNG"),
+    (("--out", ROOT / "README.md"), "is a file"),
+    (("--guidance", "nan"), "guidance nan: must be a number"),
+    (("--seed", 2**64 - 1, "--count", 2, "--batch", 1), "must be between 0 and"),
+    (("--width", 10**20), "must be a positive multiple of 8"),
 ])
 def test_bad_flags_are_told_in_one_line(script, tmp_path, flags, words):
     run = script("txt2img.py", "--prompt", "x", "--out", tmp_path / "out", *flags)
@@ -152,7 +158,34 @@ def check_refused(run, words: str, out):
     """Exit 2, one line that says what is wrong, nothing written."""
     assert run.returncode == 2, run.stdout + run.stderr
     assert words in run.stderr and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda r: [1], "names no prompt"), (lambda r: r | {"steps": "8"}, "steps is '8'"),
+    (lambda r: r | {"dtype": "int8"}, "dtype is 'int8'"), (lambda r: r | {"sampler": ["euler"]}, "sampler is"),
+    (lambda r: r | {"model": "gone"}, "gone does not exist")])
+def test_a_damaged_record_is_told_in_one_line(script, tmp_path, change, words):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ldm", json.dumps(change({"prompt": "x", "steps": 2})))
+    Image.new("RGB", (8, 8)).save(tmp_path / "damaged.png", pnginfo=info)
+    check_refused(script("txt2img.py", "--again", tmp_path / "damaged.png", "--out", tmp_path / "out"), words,
+                  tmp_path / "out")
+
+
+def test_other_weights_than_recorded_are_told(script, tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ldm", json.dumps({"prompt": "x", "steps": 1, "files": {"unet": "0" * 64}}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=info)
+    run = script("txt2img.py", "--again", tmp_path / "old.png", "--out", tmp_path / "new.png")
+    assert run.returncode == 0 and "was made with other files" in run.stderr
+
+
+def test_nothing_half_written_stays(script, tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    run = script("txt2img.py", "--prompt", "x", *FAST, "--out", tmp_path / "taken.png")
+    assert run.returncode == 2 and "taken.png: cannot be written" in run.stderr and run.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
 
 
 def test_interrupting_leaves_what_is_finished(tmp_path):

@@ -20,7 +20,7 @@ CLASSES = {
 }
 TOWERS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"), "sdxl_refiner": ("text_encoder_2",)}
 NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}   # sizes and scores in the vector
-TASKS = {   # steps and guidance where a pipeline's own defaults are not those of its family
+PIPELINES = {   # steps and guidance where a pipeline's own defaults are not those of its family
     "StableDiffusionUpscalePipeline": (75, 9.0), "StableDiffusionXLInpaintPipeline": (50, 7.5),
     "StableUnCLIPPipeline": (20, 10.0), "StableUnCLIPImg2ImgPipeline": (20, 10.0),
 }
@@ -70,11 +70,12 @@ def read_folder(folder: Path) -> Folder:
                               projected=class_of(index, tower) == "CLIPTextModelWithProjection")
                   for tower in TOWERS[family])
     pad_ids = tuple(pad_id(folder, index, tower.replace("text_encoder", "tokenizer")) for tower in TOWERS[family])
-    choices = (sampling(part(folder, index, "scheduler", "scheduler_config.json"), class_of(index, "scheduler"), family)
-               | defaults(index, family))
+    size = latent_size(unet_json) * vae.factor
+    choices = sampling(part(folder, index, "scheduler", "scheduler_config.json"), class_of(index, "scheduler"), family)
+    choices |= defaults(index, family, unet, size, choices)
     facts = ModelConfig(
         family=family, unet=unet, vae=vae, texts=texts, latent=latent_config(vae_json, vae), pad_ids=pad_ids,
-        size=latent_size(unet_json) * vae.factor,
+        size=size,
         zero_empty_prompt=family != "sd" and index.flag("force_zeros_for_empty_prompt", True), **choices)
     check_parts_fit(index, facts, unet_json)
     upscaler = unet.class_count > 0
@@ -147,7 +148,7 @@ def sampling(json: Settings, name: str, family: str) -> dict:
             json.refuse("sigma_min", "0 < sigma_min < sigma_max and 0 < sigma_data are expected")
         if prediction == "x0":
             json.refuse("prediction_type", "an EDM model predicts 'epsilon' or 'v_prediction'")
-        schedule = json.choice("sigma_schedule", {"karras": "karras", "exponential": "exponential"}, "karras")
+        schedule = json.choice("sigma_schedule", {"karras": "karras"}, "karras")
     else:
         noise = NoiseConfig(json.number("beta_start", start), json.number("beta_end", end),
                             json.choice("beta_schedule", LAWS, law), json.whole("num_train_timesteps", 1000, least=2))
@@ -157,10 +158,17 @@ def sampling(json: Settings, name: str, family: str) -> dict:
     return dict(prediction=prediction, noise=noise, sampler=sampler, schedule=schedule, offset=offset)
 
 
-def defaults(index: Settings, family: str) -> dict:
-    """Steps and guidance of the pipeline. Our own folders may say better in "_defaults", which diffusers passes over,
-    as all names that begin with an underscore."""
-    steps, guidance = TASKS.get(str(index.values.get("_class_name")), (50, 7.5 if family == "sd" else 5.0))
+def defaults(index: Settings, family: str, unet: UNetConfig, size: int, choices: dict) -> dict:
+    """Steps and guidance as the model's publishers recommend. Our own folders may say better in "_defaults", which
+    diffusers passes over, as all names that begin with an underscore."""
+    steps, guidance = PIPELINES.get(str(index.values.get("_class_name")), (50, 7.5 if family == "sd" else 5.0))
+    of_turbo = unet.context_dim in (1024, 2048) and size == 512
+    if of_turbo and choices["schedule"] == "trailing" and choices["prediction"] == "eps":
+        steps, guidance = 1, 0.0    # SD-Turbo and SDXL-Turbo
+    elif choices["noise"].edm:
+        guidance = 3.0              # Playground v2.5
+    elif unet.guidance_dim:
+        steps, guidance = 4, 8.5    # LCM
     own = index.values.get("_defaults", {})
     checks = {"steps": lambda n: is_whole(n, 1), "guidance": is_number, "sampler": lambda s: isinstance(s, str),
               "schedule": lambda s: isinstance(s, str)}

@@ -88,7 +88,8 @@ def main():
                 f"{facts[part]['batch']} pictures in {facts[part]['minutes']} minutes." for part in ("vae", "unet")]
     card = CARD.format(
         size=facts["size"], latent=facts["size"] // 8, length=text["max_position_embeddings"] - 2,
-        learned=len(facts["learned"]), names=", ".join(facts["learned"]), emoji=thousands(facts["emoji"]), pictures=thousands(facts["pictures"]), **defaults,
+        learned=len(facts["learned"]), names=", ".join(facts["learned"]), emoji=thousands(facts["emoji"]),
+        pictures=thousands(facts["pictures"]), **defaults,
         parts="\n".join(f"| {part} | {thousands(count)} | {names[part]} |"
                         for part, count in facts["parameters"].items()),
         evaluation="\n".join(f"| {name} | {r['right']} of {r['of']} | {r['background_right']} of {r['of']} |"

@@ -3,9 +3,10 @@
 The objective is v-prediction (arXiv 2202.00512) on the noise levels of Stable Diffusion. A tenth of the captions are
 dropped, so that classifier-free guidance works. Reads pictures.npy, pictures.json and vae.pt from --out; writes
 latents.pt (a cache), unet.pt (a checkpoint, resumed if it is there) and unet.jsonl (losses). Stopping it at any
-time loses at most --save seconds of work.
+time loses at most --save seconds of work. Several processes share the work, each with a batch of its own:
 
     python scripts/miniature/train_unet.py --out build/miniature --minutes 75
+    torchrun --nproc-per-node 2 scripts/miniature/train_unet.py
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
@@ -29,17 +31,6 @@ from ldm.unet import UNet
 from ldm.vae import VAE
 
 TEXT = CLIPConfig(layers=3, width=96, heads=3, hidden=384, quick_gelu=True, length=32)
-LEARNED = """red apple, green apple, banana, lemon, pear, peach, cherries, strawberry, grapes, watermelon, pineapple, tomato,
-avocado, carrot, broccoli, mushroom, bread, cheese wedge, hamburger, pizza, hot dog, french fries, egg, popcorn,
-doughnut, cookie, birthday cake, ice cream, lollipop, candy, hot beverage, wine glass, beer mug, dog face, cat face,
-mouse face, rabbit face, fox, bear, panda, koala, tiger face, lion, cow face, pig face, frog, monkey face, unicorn,
-chicken, penguin, owl, duck, turtle, snake, tropical fish, octopus, crab, butterfly, honeybee, lady beetle, snail,
-spider, spouting whale, dolphin, sunflower, rose, tulip, cherry blossom, cactus, evergreen tree, palm tree,
-four leaf clover, sun, crescent moon, star, cloud, rainbow, snowflake, umbrella, fire, droplet, rocket, airplane,
-sailboat, automobile, bus, bicycle, balloon, soccer ball, basketball, guitar, trumpet, drum, bell, key, light bulb,
-alarm clock, camera, closed book, pencil, scissors, hammer, crown, top hat, glasses, wrapped gift, house,
-grinning face, smiling face with sunglasses, crying face, angry face, ghost, robot, alien, clown face,
-jack-o-lantern, skull, red heart, blue heart, green heart, yellow heart""".replace("\n", " ").split(", ")   # what an hour on one core suffices for; the autoencoder has seen them all
 UNET = UNetConfig(in_channels=4, channels=(64, 128, 144), heads=(2, 4, 4), depth=(1, 1, 1), mid_depth=1,
                   context_dim=TEXT.width, linear_projection=True, layers=1, groups=4)
 
@@ -105,9 +96,29 @@ def v_loss(nets: nn.ModuleDict, x0: torch.Tensor, noise: torch.Tensor, t: torch.
     return (out.float() - (alpha * noise - sigma * x0)).square().mean((1, 2, 3))
 
 
+def of_first(number: float, device: str) -> float:
+    """The number that the first process holds, so that all stop at the same step."""
+    if not dist.is_initialized():
+        return number
+    shared = torch.tensor([number], dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return shared.item()
+
+
+def average(gradients: list[torch.Tensor]):
+    """Average each gradient over all processes, in place."""
+    if dist.is_initialized():
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for g, mean in zip(gradients, (flat / dist.get_world_size()).split([g.numel() for g in gradients])):
+            g.copy_(mean.view_as(g))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
+    parser.add_argument("--emoji", type=Path, default=Path(__file__).with_name("emoji.txt"),
+                        help="the names to learn, one a line; the longer the list, the more time it takes")
     parser.add_argument("--minutes", type=float, default=75, help="training time, all resumed runs together")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -117,10 +128,15 @@ def main():
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        torch.cuda.set_device(rank % torch.cuda.device_count()) if device == "cuda" else None
     latents, scale = cached_latents(args.out, device)
     latents = latents.to(device, memory_format=torch.channels_last)
     records = json.loads((args.out / "pictures.json").read_text())
-    learned = [i for i, r in enumerate(records) if r["label"] in LEARNED]
+    names = args.emoji.read_text().splitlines()
+    learned = [i for i, r in enumerate(records) if r["label"] in names]
     plain = [i for i in learned if records[i]["background"] == "white" and not records[i]["small"]]
     tokenizer = Tokenizer(length=TEXT.length)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -142,17 +158,17 @@ def main():
 
     def checkpoint(seconds: float) -> dict:
         return dict(nets=nets.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), scale=scale,
-                    learned=LEARNED, config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
+                    learned=names, config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
                     size=latents.shape[-1] * 8, batch=args.batch, device=device_name(device), seconds=seconds,
                     step=step)
 
-    rng = random.Random(step)
-    torch.manual_seed(step)
+    rng = random.Random(step * world + rank)
+    torch.manual_seed(step * world + rank)
     loss_of = torch.compile(v_loss) if args.compile else v_loss
     started, saved, total, recent = time.time() - done, time.time(), 60 * args.minutes, []
     log = (args.out / "unet.jsonl").open("a")
     bar = tqdm(total=round(total), unit="s", desc="unet", disable=None)
-    while (elapsed := time.time() - started) < total:
+    while (elapsed := of_first(time.time() - started, device)) < total:
         rows = [rng.choice(plain if rng.random() < 0.5 else learned) for _ in range(args.batch)]
         ids = tokenizer([caption(records[row], rng) for row in rows]).ids.to(device)
         x0, noise = latents[rows], torch.randn(args.batch, *latents.shape[1:], device=device)
@@ -164,23 +180,25 @@ def main():
             loss = loss_of(nets, x0, noise.contiguous(memory_format=torch.channels_last), t, alpha, ids).mean()
         optimizer.zero_grad()
         loss.backward()
+        average([p.grad for p in nets.parameters()])
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         step += 1
         decay = min(args.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(nets.parameters()), 1 - decay)
         recent.append(loss.item())
-        if step % 100 == 0:
+        if step % 100 == 0 and rank == 0:
             record = dict(step=step, seconds=round(elapsed), loss=round(sum(recent) / len(recent), 4))
             recent.clear()
             print(json.dumps(record), file=log, flush=True)
             bar.set_postfix(record)
             bar.n = round(elapsed)
             bar.refresh()
-        if time.time() - saved > args.save:
+        if time.time() - saved > args.save and rank == 0:
             save(path, checkpoint(elapsed))
             saved = time.time()
-    save(path, checkpoint(total))
+    if rank == 0:
+        save(path, checkpoint(total))
 
 
 if __name__ == "__main__":
