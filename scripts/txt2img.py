@@ -52,7 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--schedule")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
-    parser.add_argument("--grid", action="store_true", help="write grid.png too: one row per prompt")
+    parser.add_argument("--grid", action="store_true", help="write grid.png too")
+    parser.add_argument("--columns", type=int, help="of the grid (default: --count, one row per prompt)")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture, *.png")
     return parser.parse_args()
 
@@ -174,9 +175,14 @@ def draw(args: argparse.Namespace, prompts: list[str], chosen: dict, record: dic
             if args.grid:
                 images.append(drawn.cpu())
     if args.grid:
-        grid = rearrange(torch.cat(images), "(rows columns) c h w -> c (rows h) (columns w)", columns=args.count)
-        save(grid, folder / "grid.png")
+        save(arranged(torch.cat(images), args.columns or args.count), folder / "grid.png")
         print(folder / "grid.png")
+
+
+def arranged(images: torch.Tensor, columns: int) -> torch.Tensor:
+    """Pictures (n c h w) row by row -> one (c rows*h columns*w); what is missing in the last row is white."""
+    missing = torch.ones_like(images[:1]).expand(-len(images) % columns, -1, -1, -1)
+    return rearrange(torch.cat([images, missing]), "(rows columns) c h w -> c (rows h) (columns w)", columns=columns)
 
 
 def shorten(text: str, length: int) -> str:
@@ -187,8 +193,8 @@ def main():
     args = arguments()
     record = recorded(args.again) if args.again else {}
     prompts = read_prompts(args.prompts) if args.prompts else [args.prompt or record.get("prompt", "")]
-    if args.count < 1 or args.batch < 1:
-        fail("--count and --batch: choose at least 1")
+    if min(args.count, args.batch, 1 if args.columns is None else args.columns) < 1:
+        fail("--count, --batch and --columns: choose at least 1")
     if args.out.suffix.lower() == ".png" and len(prompts) * args.count > 1:
         fail(f"--out {args.out}: one name for several pictures; give a folder")
     if args.out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):

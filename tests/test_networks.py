@@ -32,7 +32,7 @@ from ldm import clip, ops, unet, vae
 from ldm.config import CLIPS, UNETS
 
 EXACT = 1e-12
-FLOAT32, FLOAT32_VAE = 2e-6, 4e-6
+FLOAT32 = 2e-6
 BACKENDS = ("torch", "reference")
 TIMES = {"int": 981, "float": 17.25, "negative": -1.5537, "tensor": torch.tensor(500), "one": torch.tensor([500.5])}
 
@@ -105,7 +105,8 @@ def test_vae(name, backend):
 @pytest.mark.parametrize("name", TINY_VAES)
 def test_vae_in_float32(name, backend):
     with ops.backend(backend):
-        assert_below(FLOAT32_VAE, vae_errors(as_float(vae_pair(name)), randn(2, 3, 40, 24).float(), relative_l2))
+        limit = FLOAT32 if backend == "torch" else 2 * FLOAT32   # the reference rounds more often
+        assert_below(limit, vae_errors(as_float(vae_pair(name)), randn(2, 3, 40, 24).float(), relative_l2))
 
 
 @torch.no_grad()

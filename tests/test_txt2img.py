@@ -64,8 +64,10 @@ def test_count_prompts_file_and_grid(script, tmp_path):
         w, h = image.size
         assert grid.size == (3 * w, 2 * h)
         assert grid.crop((w, h, 2 * w, 2 * h)).tobytes() == image.tobytes()
-    script("txt2img.py", "--prompt", "more", *FAST, "--out", out)
+    script("txt2img.py", "--prompt", "more", "--count", 3, "--columns", 2, "--grid", *FAST, "--out", out)
     assert (out / "00006-0.png").exists()   # numbered on, nothing overwritten
+    with Image.open(out / "grid.png") as grid:
+        assert grid.size == (2 * w, 2 * h) and grid.getpixel((2 * w - 1, 2 * h - 1)) == (255, 255, 255)
 
 
 def test_what_is_cut_from_a_long_prompt_is_said(script, tmp_path):
