@@ -1,11 +1,12 @@
 PYTHON ?= python3
 PROMPT ?= a red apple
 ARGS   ?=
+PROCESSES ?= 2
 RUN    := .venv/bin/python
 
 export PROMPT             # the shell reads it from there, so quotes in it do no harm
 
-.PHONY: image test lint miniature clean
+.PHONY: image test miniature clean
 
 image: .venv/core           ## draw PROMPT with the small model that ships; more flags in ARGS
 	$(RUN) scripts/txt2img.py --prompt "$$PROMPT" $(ARGS)
@@ -14,10 +15,10 @@ test: .venv/test            ## all tests, on CPU and without network
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest
 
-miniature: .venv/train      ## train the small model again, from fetching its pictures to its model card
+miniature: .venv/train    ## train the small model again, from its pictures to its card; PROCESSES: one per core or GPU
 	$(RUN) scripts/miniature/data.py
 	$(RUN) scripts/miniature/train_vae.py
-	$(RUN) scripts/miniature/train_unet.py
+	$(RUN) -m torch.distributed.run --nproc-per-node $(PROCESSES) scripts/miniature/train_unet.py
 	$(RUN) scripts/miniature/export.py
 	$(RUN) scripts/miniature/evaluate.py
 	$(RUN) scripts/miniature/card.py
@@ -34,7 +35,7 @@ clean:
 	touch $@
 
 .venv/test: .venv/core constraints.txt
-	$(RUN) -m pip install -q -c constraints.txt -e ".[test]" ruff
+	$(RUN) -m pip install -q -c constraints.txt -e ".[test]"
 	touch $@
 
 .venv/train: .venv/core

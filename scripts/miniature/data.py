@@ -6,7 +6,7 @@ their hashes, and writes to --out
     pictures.json   one record a picture: label, tags, style, background, small
     sources.json    names, versions, licences and hashes of the packages
 
-    python scripts/miniature/data.py --out build/miniature --size 64
+    python scripts/miniature/data.py --out build/miniature
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import resvg_py
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -78,8 +79,8 @@ def chosen(data: dict[str, bytes]) -> list[dict]:
     return kept
 
 
-def sprites(noto: dict[str, bytes], fluent: dict[str, bytes], size: int):
-    """Two functions from code points to an RGBA picture, or to None where the set lacks it."""
+def sprites(noto: dict[str, bytes], fluent: dict[str, bytes]):
+    """Per style a function from code points to an RGBA picture, or to None where the set lacks it."""
     icons = json.loads(noto["icons.json"])["icons"]
     icon_names = {codepoints(k): v for k, v in json.loads(noto["chars.json"]).items()}
     files = {codepoints(Path(name).stem): name for name in fluent if name.endswith(".webp")}
@@ -111,12 +112,13 @@ def compose(sprite: Image.Image, colour: tuple[int, int, int], small: bool, size
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
-    parser.add_argument("--size", type=int, default=64, help="height and width of a picture in pixels")
+    parser.add_argument("--size", type=int, default=128 if torch.cuda.is_available() else 64,
+                        help="height and width of a picture in pixels (default: 128 where there is a GPU, else 64)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
     noto, fluent, captions = (members(fetch(package, args.out)) for package in PACKAGES)
-    draw = sprites(noto, fluent, args.size)
+    draw = sprites(noto, fluent)
     rng = random.Random(0)
     pictures, records = [], []
     for emoji in tqdm(chosen(captions), desc="compose", disable=None):

@@ -5,7 +5,7 @@ dropped, so that classifier-free guidance works. Reads pictures.npy, pictures.js
 latents.pt (a cache), unet.pt (a checkpoint, resumed if it is there) and unet.jsonl (losses). Stopping it at any
 time loses at most --save seconds of work. Several processes share the work, each with a batch of its own:
 
-    python scripts/miniature/train_unet.py --out build/miniature --minutes 75
+    python scripts/miniature/train_unet.py --out build/miniature --minutes 31
     torchrun --nproc-per-node 2 scripts/miniature/train_unet.py
 """
 
@@ -51,11 +51,12 @@ def caption(record: dict, rng: random.Random) -> str:
 
 def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
     """Latents of all pictures (n 4 h w), scaled to unit standard deviation, and that scale."""
-    path = out / "latents.pt"
+    path, state = out / "latents.pt", torch.load(out / "vae.pt", weights_only=True, map_location="cpu")
+    encoder = state["vae"]["quant_conv.weight"]   # tells whether the cache is of this encoder
     if path.exists():
         cache = torch.load(path, weights_only=True)
-        return cache["latents"], cache["scale"]
-    state = torch.load(out / "vae.pt", weights_only=True)
+        if torch.equal(cache["encoder"], encoder):
+            return cache["latents"], cache["scale"]
     vae = VAE(VAEConfig(**state["config"])).to(device).eval()
     vae.load_state_dict(state["vae"])
     pictures, latents = np.load(out / "pictures.npy", mmap_mode="r"), []
@@ -66,7 +67,7 @@ def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
     latents = torch.cat(latents)
     scale = 1 / latents.std().item()
     latents *= scale
-    save(path, dict(latents=latents, scale=scale))
+    save(path, dict(latents=latents, scale=scale, encoder=encoder))
     return latents, scale
 
 
@@ -119,8 +120,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
     parser.add_argument("--emoji", type=Path, default=Path(__file__).with_name("emoji.txt"),
                         help="the names to learn, one a line; the longer the list, the more time it takes")
-    parser.add_argument("--minutes", type=float, default=75, help="training time, all resumed runs together")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--minutes", type=float, default=31, help="training time, all resumed runs together")
+    parser.add_argument("--batch", type=int, default=24, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--save", type=float, default=120, help="seconds between checkpoints")
@@ -132,6 +133,10 @@ def main():
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         torch.cuda.set_device(rank % torch.cuda.device_count()) if device == "cuda" else None
+    if rank == 0:
+        cached_latents(args.out, device)
+    if world > 1:
+        dist.barrier()   # the others read what the first has made
     latents, scale = cached_latents(args.out, device)
     latents = latents.to(device, memory_format=torch.channels_last)
     records = json.loads((args.out / "pictures.json").read_text())

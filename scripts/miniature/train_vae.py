@@ -4,7 +4,7 @@ The loss is L1 on pixels and on their local differences (edges), plus a small KL
 trained on, while the latents no longer change. Writes vae.pt (a checkpoint, resumed if it is there) and vae.jsonl
 (losses) to --out; stopping it at any time loses at most --save seconds of work.
 
-    python scripts/miniature/train_vae.py --out build/miniature --minutes 15 --decoder-minutes 15
+    python scripts/miniature/train_vae.py --out build/miniature --minutes 13 --decoder-minutes 27
 """
 
 import argparse
@@ -63,8 +63,8 @@ def save(path: Path, state: dict):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
-    parser.add_argument("--minutes", type=float, default=15, help="time for both halves, all resumed runs together")
-    parser.add_argument("--decoder-minutes", type=float, default=15, help="time for the decoder alone, after that")
+    parser.add_argument("--minutes", type=float, default=13, help="time for both halves, all resumed runs together")
+    parser.add_argument("--decoder-minutes", type=float, default=27, help="time for the decoder alone, after that")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=1e-3)
