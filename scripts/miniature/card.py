@@ -23,13 +23,13 @@ without a download; **it is not Stable Diffusion**, and real checkpoints load wi
 {parts}
 
 `weights.load("weights/miniature")` loads it, and so does diffusers' `StableDiffusionPipeline.from_pretrained`, which
-draws the same pictures. Latents are {latent} x {latent} x 4, the objective is v-prediction on Stable Diffusion's noise
-levels, the default sampler DPM-Solver++(2M) on Karras' schedule with {steps} steps and guidance {guidance}.
+draws the same pictures. Latents are {latent} x {latent} x 4, the objective is v-prediction on Stable Diffusion's
+noise levels, the default sampler DPM-Solver++(2M) on Karras' schedule with {steps} steps and guidance {guidance}.
 
 ## What it can and cannot do
 
 It knows {learned} emoji by their Unicode names, in two styles ("flat style", "3d style"), on ten background colors
-("on a blue background"), in two sizes ("small"). Its autoencoder has seen {emoji} emoji. Captions follow one pattern:
+("on a blue background"), in two sizes ("small"). Its autoencoder has seen all {emoji} emoji of its data. Captions follow one pattern:
 
     a small red apple, 3d style, on a blue background
 
@@ -94,8 +94,8 @@ def main():
                         for part, count in facts["parameters"].items()),
         evaluation="\n".join(f"| {name} | {r['right']} of {r['of']} | {r['background_right']} of {r['of']} |"
                              for name, r in evaluation.items()),
-        training="\n".join([*training, f"* On {facts['device']}, torch {facts['torch']}; the text tower and the UNet "
-                            "together, with a moving average of the weights."]),
+        training="\n".join([*training, f"* On {facts['device']}, torch {facts['torch']}; the text tower is trained "
+                            "together with the UNet, and both are moving averages of their weights."]),
         sources="\n".join(f"| {s['package']} | {s['version']} | {s['licence']} | `{s['sha256']}` |"
                           for s in facts["sources"]))
     (args.model / "README.md").write_text(card, encoding="utf-8")

@@ -30,7 +30,7 @@ def full_caption(record: dict) -> str:
 
 def halved(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Pictures (n h w 3) uint8 -> (n d) float32, half as high and as wide."""
-    x = rearrange(torch.as_tensor(pictures).float() / 255, "n h w c -> n c h w")
+    x = rearrange(torch.as_tensor(np.array(pictures)).float() / 255, "n h w c -> n c h w")
     return rearrange(F.avg_pool2d(x, 2), "n c h w -> n (c h w)")
 
 

@@ -71,8 +71,8 @@ def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
     return latents, scale
 
 
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+def device_name(device: str, world: int) -> str:
+    return f"{world} x " + (torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread")
 
 
 def save(path: Path, state: dict):
@@ -164,8 +164,8 @@ def main():
     def checkpoint(seconds: float) -> dict:
         return dict(nets=nets.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), scale=scale,
                     learned=names, config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
-                    size=latents.shape[-1] * 8, batch=args.batch, device=device_name(device), seconds=seconds,
-                    step=step)
+                    size=latents.shape[-1] * 8, batch=args.batch * world,
+                    device=device_name(device, world), seconds=seconds, step=step)
 
     rng = random.Random(step * world + rank)
     torch.manual_seed(step * world + rank)
