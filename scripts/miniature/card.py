@@ -29,7 +29,7 @@ noise levels, the default sampler DPM-Solver++(2M) on Karras' schedule with {ste
 ## What it can and cannot do
 
 It knows {learned} emoji by their Unicode names, in two styles ("flat style", "3d style"), on ten background colors
-("on a blue background"), in two sizes ("small"). Its autoencoder has seen all {emoji} emoji of its data. Captions follow one pattern:
+("on a blue background"), in two sizes ("small"). Its autoencoder has seen {emoji} emoji. Captions follow one pattern:
 
     a small red apple, 3d style, on a blue background
 

@@ -72,7 +72,8 @@ def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
 
 
 def device_name(device: str, world: int) -> str:
-    return f"{world} x " + (torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread")
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread"
+    return f"{world} x {name}"
 
 
 def save(path: Path, state: dict):
