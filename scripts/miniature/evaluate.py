@@ -28,15 +28,15 @@ def full_caption(record: dict) -> str:
     return f"{subject}, {record['style']} style, on a {record['background']} background"
 
 
-def halved(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
+def halved(pictures: torch.Tensor) -> torch.Tensor:
     """Pictures (n h w 3) uint8 -> (n d) float32, half as high and as wide."""
-    x = rearrange(torch.as_tensor(np.array(pictures)).float() / 255, "n h w c -> n c h w")
+    x = rearrange(pictures.float() / 255, "n h w c -> n c h w")
     return rearrange(F.avg_pool2d(x, 2), "n c h w -> n (c h w)")
 
 
 def nearest(drawn: torch.Tensor, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """For each drawn picture (n d) the index of the nearest training picture and their mean squared difference."""
-    distances = torch.cat([torch.cdist(drawn, halved(pictures[start:start + 1024])) for start in
+    distances = torch.cat([torch.cdist(drawn, halved(torch.tensor(pictures[start:start + 1024]))) for start in
                            range(0, len(pictures), 1024)], dim=1).square() / drawn.shape[1]
     found = distances.min(dim=1)
     return found.indices, found.values

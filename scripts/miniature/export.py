@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 VERSION = "0.42.1"   # of diffusers, whose layout this is
-DEFAULTS = dict(steps=20, guidance=4.0)
+DEFAULTS = dict(steps=20, guidance=3.0)
 
 
 def unet_json(cfg: UNetConfig, sample_size: int) -> dict:
