@@ -71,8 +71,11 @@ def test_count_prompts_file_and_grid(script, tmp_path):
 
 
 def test_what_is_cut_from_a_long_prompt_is_said(script, tmp_path):
-    run = script("txt2img.py", "--prompt", "apple " * 100 + "lastword", *FAST, "--out", tmp_path)
-    assert run.returncode == 0 and "too long, not read" in run.stderr and "lastword" in run.stderr
+    room = weights.load(weights.MINIATURE).facts.texts[0].length - 2   # beside the marks of start and end
+    run = script("txt2img.py", "--prompt", "apple " * room + "pear", "--negative", "plum " * room + "fig", *FAST,
+                 "--out", tmp_path)
+    assert run.returncode == 0 and run.stderr.count("warning: too long") == 2
+    assert "is cut before 'pear'" in run.stderr and "is cut before 'fig'" in run.stderr
 
 
 def broken(tmp_path, change) -> str:
