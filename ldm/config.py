@@ -41,6 +41,21 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
+class TinyVAEConfig:
+    """TAESD: one width on all levels, and latents as the UNet sees them, of scale 1."""
+
+    channels: int = 64
+    blocks: tuple[int, ...] = (1, 3, 3, 3)   # per level, from the finest; the decoder has as many
+    latent_channels: int = 4
+    image_channels: int = 3
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in height and in width."""
+        return 2 ** (len(self.blocks) - 1)
+
+
+@dataclass(frozen=True)
 class CLIPConfig:
     layers: int
     width: int
@@ -69,6 +84,7 @@ class NoiseConfig:
     beta_end: float = 0.012
     beta_law: str = "scaled_linear"        # or "linear", "squaredcos_cap_v2"
     trained: int = 1000
+    zero_snr: bool = False                 # rescaled so that the last time is noise alone (arXiv 2305.08891)
     edm: bool = False
     sigma_min: float = 0.002               # these three for EDM only
     sigma_max: float = 80.0
@@ -81,7 +97,7 @@ class ModelConfig:
 
     family: str                            # "sd", "sdxl" or "sdxl_refiner": how prompts become conditioning
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | TinyVAEConfig
     texts: tuple[CLIPConfig, ...]
     latent: LatentConfig
     pad_ids: tuple[int, ...]               # the token that fills a prompt up, per text tower
@@ -94,6 +110,7 @@ class ModelConfig:
     guidance: float = 7.5
     size: int = 512                        # native height and width in pixels
     zero_empty_prompt: bool = False        # no prompt: zeros in place of the encoded ""
+    careful_vae: bool = False              # float16 is too small for what goes through its VAE
 
 
 SD15 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), depth=(1, 1, 1, 0),
@@ -125,6 +142,7 @@ UNETS = {
 
 F8 = VAEConfig(channels=(128, 256, 512, 512))
 VAES = {"sd": F8, "sdxl": F8, "playground_v25": F8, "sd_x4": VAEConfig(channels=(128, 256, 512))}
+TAESD = TinyVAEConfig()                      # of SD; TAESDXL has the same sizes
 
 CLIPS = {
     "l": CLIPConfig(layers=12, width=768, heads=12, hidden=3072, quick_gelu=True),
@@ -143,7 +161,7 @@ _SD2 = replace(_SD15, unet=SD2, texts=(CLIPS["h"],), pad_ids=(0,))
 _SD2_V = replace(_SD2, prediction="v", sampler="ddim", size=768)
 _UNCLIP = replace(_SD2_V, steps=20, guidance=10.0)
 _SDXL = ModelConfig(family="sdxl", unet=SDXL, vae=F8, texts=(CLIPS["l"], CLIPS["bigg"]), latent=SDXL_LATENT,
-                    pad_ids=(49407, 0), guidance=5.0, size=1024, zero_empty_prompt=True)
+                    pad_ids=(49407, 0), guidance=5.0, size=1024, zero_empty_prompt=True, careful_vae=True)
 
 MODELS = {
     "sd15": _SD15,
@@ -157,9 +175,9 @@ MODELS = {
     "sd2_unclip_l": replace(_UNCLIP, unet=UNETS["sd2_unclip_l"]),
     "sd_turbo": replace(_SD2, sampler="euler", schedule="trailing", steps=1, guidance=0.0),
     "sd_x4": replace(_SD2_V, unet=SD_X4, vae=VAES["sd_x4"], latent=LatentConfig(scale=0.08333), size=512, steps=75,
-                     guidance=9.0, noise=NoiseConfig(beta_start=0.0001, beta_end=0.02)),
+                     guidance=9.0, noise=NoiseConfig(beta_start=0.0001, beta_end=0.02), careful_vae=True),
     "sdxl": _SDXL,
-    "sdxl_inpaint": replace(_SDXL, unet=UNETS["sdxl_inpaint"], guidance=7.5),
+    "sdxl_inpaint": replace(_SDXL, unet=UNETS["sdxl_inpaint"], guidance=7.5, careful_vae=False),
     "sdxl_refiner": replace(_SDXL, family="sdxl_refiner", unet=SDXL_REFINER, texts=(CLIPS["bigg"],), pad_ids=(0,),
                             zero_empty_prompt=False),
     "sdxl_turbo": replace(_SDXL, sampler="euler_ancestral", schedule="trailing", steps=1, guidance=0.0, size=512),

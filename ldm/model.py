@@ -1,12 +1,15 @@
 """Model: the networks of one checkpoint, its tokenizer and its facts, frozen in one bundle."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .clip import CLIPText
 from .config import LatentConfig, ModelConfig
+from .taesd import TinyVAE
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE, Posterior
@@ -14,15 +17,17 @@ from .vae import VAE, Posterior
 
 @dataclass(frozen=True)
 class Model:
-    """texts: the text towers in published order. files: the weight files, relative to source, for the record."""
+    """texts: the text towers in published order. For the record of a picture: source, where the model was loaded from;
+    files, its weight files by the names they have there; revisions, the commit of each repository it came from."""
 
     unet: UNet
-    vae: VAE
+    vae: VAE | TinyVAE
     texts: tuple[CLIPText, ...]
     tokenizer: Tokenizer
     facts: ModelConfig
     source: str = ""
-    files: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -37,7 +42,7 @@ class Model:
     def to_image(self, latents: Tensor) -> Tensor:
         """Latents (b 4 h w) as the UNet sees them -> image (b 3 f*h f*w), about [-1, 1]."""
         mean, spread = affine(self.facts.latent, latents)
-        return self.vae.decode((latents * spread + mean).to(self.vae.post_quant_conv.weight.dtype))
+        return self.vae.decode((latents * spread + mean).to(next(self.vae.parameters()).dtype))
 
 
 def affine(latent: LatentConfig, like: Tensor) -> tuple[Tensor, Tensor]:

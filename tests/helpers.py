@@ -116,7 +116,7 @@ def randomize(module: nn.Module, seed: int) -> nn.Module:
                 noise = 0.3 * noise
             elif isinstance(part, nn.GroupNorm | nn.LayerNorm):
                 noise = 1 + 0.3 * noise
-            elif not isinstance(part, nn.Embedding):
+            elif not isinstance(part, nn.Embedding) and noise.ndim:
                 noise = noise / math.sqrt(noise[0].numel())
             parameter.copy_(noise)
     return module

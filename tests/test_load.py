@@ -53,11 +53,12 @@ FACTS = {
         family="sdxl", unet=replace(TINY_UNETS["sdxl"][0], context_dim=72), vae=TINY_VAES["sd"][0],
         texts=(TINY_CLIPS["l"][0], TINY_CLIPS["bigg"][0]), latent=config.SDXL_LATENT, pad_ids=(49407, 0),
         prediction="eps", noise=SD_TABLE, sampler="euler", schedule="leading", offset=1, steps=50, guidance=5.0,
-        size=64, zero_empty_prompt=True),
+        size=64, zero_empty_prompt=True, careful_vae=True),
     "refiner": config.ModelConfig(
         family="sdxl_refiner", unet=TINY_UNETS["sdxl_refiner"][0], vae=TINY_VAES["sd"][0],
         texts=(TINY_CLIPS["bigg"][0],), latent=config.SDXL_LATENT, pad_ids=(0,), prediction="eps", noise=SD_TABLE,
-        sampler="euler", schedule="leading", offset=1, steps=50, guidance=5.0, size=64, zero_empty_prompt=False),
+        sampler="euler", schedule="leading", offset=1, steps=50, guidance=5.0, size=64, zero_empty_prompt=False,
+        careful_vae=True),
 }
 
 
@@ -238,7 +239,7 @@ def test_scheduler_settings(name, settings, expected):
 
 
 @pytest.mark.parametrize("settings", [
-    {"trained_betas": [0.1]}, {"rescale_betas_zero_snr": True}, {"timestep_type": "continuous"}, {"beta_start": 2.0},
+    {"trained_betas": [0.1]}, {"rescale_betas_zero_snr": 1}, {"timestep_type": "continuous"}, {"beta_start": 2.0},
     {"prediction_type": "flow_prediction"}, {"beta_schedule": "sigmoid"}, {"timestep_spacing": "random"},
     {"beta_start": float("nan")}, {"num_train_timesteps": 0}, {"use_karras_sigmas": "yes"}])
 def test_scheduler_settings_refused(settings):
@@ -372,7 +373,7 @@ def test_vae_that_overflows_in_float16_gets_float32(name, changes, expected, bro
 def test_x4_upscaler_has_such_a_vae_too(rows, careful, broken):
     path = broken()
     tiny.edit_json(path / "unet/config.json", lambda c: c | {"num_class_embeds": rows})
-    assert folder.read_folder(path).careful_vae == careful
+    assert folder.read_folder(path).facts.careful_vae == careful
 
 
 def test_dtypes(saved):

@@ -7,7 +7,7 @@ know either is ignored, as it does.
 
 from collections.abc import Sequence
 
-from ldm.config import CLIPConfig, LatentConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 from .settings import DEEPEST, Settings, is_whole
 
@@ -26,6 +26,9 @@ UNET_ONLY = {   # setting -> the values we implement, the first of them its defa
 }
 VAE_ONLY = {"_class_name": ("AutoencoderKL",), "act_fn": SILU, "shift_factor": (None, 0),
             "mid_block_add_attention": (True,), "use_quant_conv": (True,), "use_post_quant_conv": (True,)}
+TINY_ONLY = {"_class_name": ("AutoencoderTiny",), "act_fn": ("relu",), "upsample_fn": ("nearest",),
+             "upsampling_scaling_factor": (2,), "scaling_factor": (1.0,), "shift_factor": (0.0, None)}
+TINY_LATENT = LatentConfig(scale=1.0)   # TAESD reads and writes latents as the UNet has them
 CLIP_ONLY = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 
 DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}   # has it attention?
@@ -115,6 +118,21 @@ def vae_config(json: Settings) -> VAEConfig:
                      layers=json.whole("layers_per_block", 1, most=DEEPEST), groups=groups)
 
 
+def tiny_vae_config(json: Settings) -> TinyVAEConfig:
+    json.only(TINY_ONLY)
+    widths = json.wholes("encoder_block_out_channels", (64,) * 4)
+    blocks = json.wholes("num_encoder_blocks", (1, 3, 3, 3))
+    if len(set(widths)) > 1 or len(widths) != len(blocks):
+        json.refuse("encoder_block_out_channels", f"the same width on each of the {len(blocks)} levels is expected")
+    for key, mirrored in (("decoder_block_out_channels", widths), ("num_decoder_blocks", blocks[::-1])):
+        if json.wholes(key, mirrored) != mirrored:
+            json.refuse(key, f"{list(mirrored)}, the mirror of the encoder's, is expected")
+    image = json.whole("in_channels", 3)
+    if json.whole("out_channels", 3) != image:
+        json.refuse("out_channels", f"as many as in_channels, {image}, are expected")
+    return TinyVAEConfig(widths[0], blocks, json.whole("latent_channels", 4), image)
+
+
 def latent_config(json: Settings, vae: VAEConfig) -> LatentConfig:
     """How the UNet's latents follow from those of the VAE whose settings these are."""
     scale = json.number("scaling_factor", 0.18215)
@@ -138,3 +156,11 @@ def clip_config(json: Settings, projected: bool) -> CLIPConfig:
                       quick_gelu=json.values.get("hidden_act", "quick_gelu") == "quick_gelu",
                       projection=json.whole("projection_dim", 512) if projected else 0,
                       vocab=json.whole("vocab_size", 49408), length=json.whole("max_position_embeddings", 77))
+
+
+def part_config(json: Settings) -> UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig:
+    """A network by its config.json alone, which names its class."""
+    if "CLIPTextModel" in str(json.values.get("architectures")) or json.values.get("model_type") == "clip_text_model":
+        return clip_config(json, "WithProjection" in str(json.values.get("architectures")))
+    readers = {"UNet2DConditionModel": unet_config, "AutoencoderKL": vae_config, "AutoencoderTiny": tiny_vae_config}
+    return json.choice("_class_name", readers, None)(json)

@@ -2,36 +2,50 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from .disk import names_in, read_json
 from .errors import CheckpointError, listed, shown
 from .safetensors_file import Entry, read_header
 
-Stored = dict[str, tuple[Path, Entry]]   # name of a tensor -> the file that holds it, and where
+
+class Held(NamedTuple):
+    """A tensor on disk."""
+
+    file: Path
+    key: str
+    entry: Entry
+
+
+Stored = dict[str, Held]   # by key, perhaps without the prefix that it has in the file
 
 FORMS = (r"{}(\.[\w-]+)?\.safetensors", r"{}\.safetensors\.index(\.[\w-]+)?\.json",
          r"{}(\.[\w-]+)\.safetensors\.index\.json")   # the group is the variant; a file comes before an index
 SHARD = re.compile(r"-\d+-of-\d+$")
-SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
 
 
 def find_weights(folder: Path, stem: str, variant: str | None) -> Path:
+    """The file or index to read in a folder."""
+    return folder / chosen(str(folder), names_in(folder), stem, variant)
+
+
+def chosen(where: str, names: list[str], stem: str, variant: str | None) -> str:
     """The file or index to read: that of the variant; without one the plain one, else the only one there is.
 
-    Raises CheckpointError that lists what the folder offers instead.
+    Raises CheckpointError that lists what is offered instead; `where` begins it.
     """
-    names = names_in(folder)
     found = offered(names, stem)
     if not found:
-        raise CheckpointError(f"{folder} has no {stem}.safetensors: {remedy(names)}")
+        raise CheckpointError(f"{where} has no {stem}.safetensors: {remedy(names)}")
     if (variant or "") in found:
-        return folder / found[variant or ""]
+        return found[variant or ""]
     offer = listed([name or "plain" for name in found])
     if variant:
-        raise CheckpointError(f"{folder} has no variant {shown(variant)}: it offers {offer}")
+        raise CheckpointError(f"{where} has no variant {shown(variant)}: it offers {offer}")
     if len(found) > 1:
-        raise CheckpointError(f"{folder} has no plain {stem}.safetensors: choose a variant, it offers {offer}")
-    return folder / found.popitem()[1]
+        raise CheckpointError(f"{where} has no plain {stem}.safetensors: choose a variant, it offers {offer}")
+    return found.popitem()[1]
 
 
 def offered(names: list[str], stem: str) -> dict[str, str]:
@@ -56,8 +70,8 @@ def remedy(names: list[str]) -> str:
 
 def read_stored(path: Path) -> Stored:
     """What a weight file, or all shards of an index, hold."""
-    if path.suffix == ".safetensors":
-        return {key: (path, entry) for key, entry in read_header(path).entries.items()}
+    if path.suffix != ".json":
+        return {key: Held(path, key, entry) for key, entry in read_header(path).entries.items()}
     listing = read_json(path).get("weight_map")
     if not isinstance(listing, dict) or not listing or not all(isinstance(name, str) for name in listing.values()):
         raise CheckpointError(f"{path} has no weight_map from tensors to shards: download it again")
@@ -67,9 +81,9 @@ def read_stored(path: Path) -> Stored:
             raise CheckpointError(f"{path} lists the shard {shown(name)}: a .safetensors file beside it is expected")
         for key, entry in read_header(path.with_name(name)).entries.items():
             if key in stored:
-                raise CheckpointError(f"{path}: {shown(key)} is in two shards, {stored[key][0].name} and {name}")
-            stored[key] = path.with_name(name), entry
+                raise CheckpointError(f"{path}: {shown(key)} is in two shards, {stored[key].file.name} and {name}")
+            stored[key] = Held(path.with_name(name), key, entry)
     for key, name in listing.items():
-        if key not in stored or stored[key][0].name != name:
+        if key not in stored or stored[key].file.name != name:
             raise CheckpointError(f"{path}: {shown(key)} is not in {name}, where the index says it is")
     return stored

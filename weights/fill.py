@@ -1,130 +1,151 @@
 """From the tensors of weight files into the parameters of a network, with every tensor accounted for."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, listed, shown
-from .files import Stored
-from .safetensors_file import FLOATS, Entry, read_tensors
+from .files import Held
+from .layouts import Piece, pieces, published_name
+from .parts import Part
+from .safetensors_file import FLOATS, read_tensors
 
-HARMLESS = {   # a tensor without a place in our networks -> what it is, and so why it can be left out
-    "text_model.embeddings.position_ids": "the numbers 0 to 76, which older versions of transformers stored",
-    "logit_scale": "the temperature of CLIP's training",
-    "text_projection.weight": "the projection of a pooled output that the model does not use",
-}
-RENAMED = (   # as older or newer versions of the libraries wrote them -> as published
-    (re.compile(r"^(.*mid_block\.attentions\.0)\.query\."), r"\1.to_q."),
-    (re.compile(r"^(.*mid_block\.attentions\.0)\.key\."), r"\1.to_k."),
-    (re.compile(r"^(.*mid_block\.attentions\.0)\.value\."), r"\1.to_v."),
-    (re.compile(r"^(.*mid_block\.attentions\.0)\.proj_attn\."), r"\1.to_out.0."),
-    (re.compile(r"^(embeddings|encoder\.layers|final_layer_norm)\."), r"text_model.\1."),
+HARMLESS = (   # a tensor without a place in our networks, and what it is, and so why it can be left out
+    (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
+    (r"attn_mask", "the causal mask, which needs no storing"),
+    (r"logit_scale", "the temperature of CLIP's training"),
+    (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
 )
+LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"   # in every UNet; (width, text width)
 TEXT_WIDTHS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL", 1280: "SDXL's refiner"}
 
 
 class Place(NamedTuple):
-    """Where the tensor for one parameter lies."""
+    """Where one parameter lies: a tensor on disk, and which piece of it."""
 
-    key: str
-    file: Path
-    entry: Entry
+    held: Held
+    piece: Piece
 
 
 Places = dict[str, Place]   # by the names of the network
 
 
-def empty(network: Callable[..., nn.Module], config: object, folder: Path) -> nn.Module:
+def empty(part: Part) -> nn.Module:
     """The network without memory for its parameters, frozen and in evaluation mode."""
     try:
         with torch.device("meta"):
-            return network(config).eval().requires_grad_(False)
+            return part.network(part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: no such {network.__name__} can be built: {error}") from None
+        raise CheckpointError(f"{part.path}: no such {part.network.__name__} as {part.described_by} describes can be "
+                              f"built: {error}") from None
 
 
-def account(network: nn.Module, stored: Stored, path: Path) -> Places:
+def account(network: nn.Module, part: Part) -> Places:
     """A place for each parameter, and a parameter or a line of HARMLESS for each tensor; else CheckpointError."""
     needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    places: Places = {}
-    for key, (file, entry) in stored.items():
+    stored: dict[str, Held] = {}
+    for key, held in part.stored.items():
         name = published_name(key)
-        if name in places:
-            raise CheckpointError(f"{path}: {shown(key)} and {shown(places[name].key)} are two names of one tensor")
-        if name in needed or name not in HARMLESS:
-            places[name] = Place(key, file, entry)
-    check_family(needed, places, path)
-    check_names(needed, places, path)
-    check_shapes(needed, places, path)
+        if name in stored:
+            raise CheckpointError(f"{part.path}: {shown(held.key)} and {shown(stored[name].key)} are two names of one "
+                                  "tensor")
+        stored[name] = held
+    found = pieces(needed, part.config, part.names)
+    if "text_projection.weight" in stored and "text_projection.weight" in needed:
+        found["text_projection.weight"] = Piece("text_projection.weight")   # Playground v2's first file
+    places = {name: Place(stored[piece.key], piece) for name, piece in found.items() if piece.key in stored}
+    used = {piece.key for piece in found.values()}
+    extra = [held.key for key, held in stored.items() if key not in used and not harmless(key, part)]
+    check_family(needed, places, extra, part)
+    check_names([name for name in needed if name not in places], len(needed), extra, part)
+    check_shapes(needed, places, part)
     return places
 
 
-def published_name(key: str) -> str:
-    for old, new in RENAMED:
-        key = old.sub(new, key)
-    return key
+def harmless(key: str, part: Part) -> str | None:
+    """What a tensor is that no parameter of ours needs; None if nobody knows."""
+    if part.names == "open_clip" and key.startswith(f"transformer.resblocks.{part.config.layers}."):
+        return LAST_BLOCK
+    return next((what for pattern, what in HARMLESS if re.fullmatch(pattern, key)), None)
 
 
-def check_family(needed: dict, places: Places, path: Path) -> None:
+def check_family(needed: Mapping, places: Places, extra: list[str], part: Part) -> None:
     """A file of quite another network deserves a better word than its thousand differences."""
-    if places and not needed.keys() & places.keys():
-        raise CheckpointError(f"{path} holds no tensor of this network but {listed([p.key for p in places.values()])}: "
+    if extra and not places:
+        raise CheckpointError(f"{part.path} holds no tensor of this network but {listed(extra)}: "
                               "is it a single-file checkpoint, an adapter or another part?")
     if READS_TEXT in needed and READS_TEXT in places:
-        expected, shape = needed[READS_TEXT][1], places[READS_TEXT].entry.shape
+        expected, shape = needed[READS_TEXT][1], places[READS_TEXT].held.entry.shape
         if len(shape) == 2 and shape[1] != expected:
             names = [f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width)
                      for width in (shape[1], expected)]
-            raise CheckpointError(f"{path} is of another family: it reads text of width {names[0]}, and config.json "
-                                  f"says {names[1]}: put the files of one model together")
+            raise CheckpointError(f"{part.path} is of another family: it reads text of width {names[0]}, and "
+                                  f"{part.described_by} says {names[1]}: put the files of one model together")
 
 
-def check_names(needed: dict, places: Places, path: Path) -> None:
-    missing = [name for name in needed if name not in places]
-    extra = [place.key for name, place in places.items() if name not in needed]
-    faults = [f"of {len(needed)} tensors {len(missing)} are missing, {listed(missing)}"] * bool(missing)
+def check_names(missing: list[str], count: int, extra: list[str], part: Part) -> None:
+    faults = [f"of {count} tensors {len(missing)} are missing, {listed(missing)}"] * bool(missing)
     faults += [f"{len(extra)} unexpected tensors, {listed(extra)}"] * bool(extra)
     if faults:
-        raise CheckpointError(f"{path} is not the network of config.json: {'; '.join(faults)}: "
+        raise CheckpointError(f"{part.path} is not the network of {part.described_by}: {'; '.join(faults)}: "
                               "put the files of one model together")
 
 
-def check_shapes(needed: dict, places: Places, path: Path) -> None:
-    wrong = [f"{places[name].key} {places[name].entry.shape} for {shape}" for name, shape in needed.items()
-             if places[name].entry.shape != shape]
+def check_shapes(needed: Mapping, places: Places, part: Part) -> None:
+    wrong = [f"{place.held.key} {place.held.entry.shape} for {needed[name]}" for name, place in places.items()
+             if shape_of(place.piece, place.held.entry.shape, needed[name]) != needed[name]]
     if wrong:
-        raise CheckpointError(f"{path} has {len(wrong)} tensors of another shape than config.json describes, "
-                              f"{listed(wrong)}: put the files of one model together")
-    for key, file, entry in places.values():
-        if entry.dtype not in FLOATS:
-            raise CheckpointError(f"{file}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
+        raise CheckpointError(f"{part.path} has {len(wrong)} tensors of another shape than {part.described_by} "
+                              f"describes, {listed(wrong)}: put the files of one model together")
+    for held, _ in places.values():
+        if held.entry.dtype not in FLOATS:
+            raise CheckpointError(f"{held.file}: {shown(held.key)} is of type {held.entry.dtype}: only "
+                                  f"{', '.join(FLOATS)} are read")
+
+
+def shape_of(piece: Piece, shape: tuple[int, ...], needed: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a piece of a tensor; a 1x1 convolution can serve as a linear layer."""
+    if piece.third is not None and shape and shape[0] % 3 == 0:
+        shape = (shape[0] // 3, *shape[1:])
+    if piece.transposed:
+        shape = shape[::-1]
+    return shape[:-2] if shape == (*needed, 1, 1) else shape
+
+
+def take(piece: Piece, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A view: it needs no memory of its own."""
+    if piece.third is not None:
+        tensor = tensor.chunk(3)[piece.third]
+    return tensor.T if piece.transposed else tensor.view(shape)
 
 
 def stored_dtype(places: Places, name: str) -> torch.dtype:
     """The dtype of one tensor of a file, to stand for all."""
-    place = places[name]
-    if place.entry.dtype not in ("F64", "F32", "F16", "BF16"):
-        raise CheckpointError(f"{place.file}: {place.key} is of type {place.entry.dtype}, in which nothing can be "
+    held = places[name].held
+    if held.entry.dtype not in ("F64", "F32", "F16", "BF16"):
+        raise CheckpointError(f"{held.file}: {held.key} is of type {held.entry.dtype}, in which nothing can be "
                               "computed: choose a dtype")
-    return FLOATS[place.entry.dtype]
+    return FLOATS[held.entry.dtype]
 
 
 def fill(network: nn.Module, places: Places, dtype: torch.dtype, device: torch.device, check_finite: bool) -> None:
     """Give an empty network its parameters."""
-    state = {}
-    for file in dict.fromkeys(place.file for place in places.values()):
-        names = {place.key: name for name, place in places.items() if place.file == file}
-        entries = {key: places[name].entry for key, name in names.items()}
+    state, needed = {}, network.state_dict()
+    for file in dict.fromkeys(place.held.file for place in places.values()):
+        names: dict[str, list[str]] = {}
+        for name, place in places.items():
+            if place.held.file == file:
+                names.setdefault(place.held.key, []).append(name)
+        entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
         for key, tensor in read_tensors(file, entries, dtype, device):
             if check_finite and not is_finite(tensor):
                 raise CheckpointError(f"{file}: {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}: "
                                       "the file is damaged, or the dtype too small for its values")
-            state[names[key]] = tensor
+            state |= {name: take(places[name].piece, tensor, needed[name].shape) for name in names[key]}
     network.load_state_dict(state, strict=True, assign=True)
 
 

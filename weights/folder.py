@@ -1,25 +1,25 @@
-"""A model folder in diffusers' layout: its JSON files as data -> ModelConfig. No class is looked up by name and nothing
+"""A model folder in diffusers' layout: its JSON files as data -> Checkpoint. No class is looked up by name and nothing
 is executed. Names and defaults of the settings are those of diffusers 0.42.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.config import ModelConfig, NoiseConfig, UNetConfig
+from ldm.config import CLIPConfig, ModelConfig, NoiseConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
-from .configs import clip_config, latent_config, latent_size, unet_config, vae_config
+from .configs import TINY_LATENT, clip_config, latent_config, latent_size, tiny_vae_config, unet_config, vae_config
 from .disk import names_in, read_json
 from .errors import CheckpointError, shown
+from .files import find_weights, read_stored
+from .parts import NUMBERS, Checkpoint, Part
 from .settings import Settings, is_number, is_whole
 
 CLASSES = {
-    "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 TOWERS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"), "sdxl_refiner": ("text_encoder_2",)}
-NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}   # sizes and scores in the vector
 PIPELINES = {   # steps and guidance where a pipeline's own defaults are not those of its family
     "StableDiffusionUpscalePipeline": (75, 9.0), "StableDiffusionXLInpaintPipeline": (50, 7.5),
     "StableUnCLIPPipeline": (20, 10.0), "StableUnCLIPImg2ImgPipeline": (20, 10.0),
@@ -42,29 +42,22 @@ SPACINGS = {name: name for name in ("leading", "linspace", "trailing")}
 LAWS = {name: name for name in ("linear", "scaled_linear", "squaredcos_cap_v2")}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 NOISE_ONLY = {   # a scheduler's other settings say how to sample; these say how the network was trained
-    "trained_betas": (None,), "rescale_betas_zero_snr": (False,), "timestep_type": ("discrete",),
+    "trained_betas": (None,), "timestep_type": ("discrete",),
     "use_flow_sigmas": (False,), "rho": (7,),
 }
 PADS = {"!": 0, "<|endoftext|>": 49407}
 TOKENS = 49408   # in the one vocabulary of all these models
 
 
-@dataclass(frozen=True)
-class Folder:
-    """towers: the folders of the text towers, in the order of facts.texts. careful_vae: float16 is too small for it."""
-
-    facts: ModelConfig
-    towers: tuple[str, ...]
-    careful_vae: bool
-
-
-def read_folder(folder: Path) -> Folder:
-    """All that the JSON files say. CheckpointError names the file and the setting that this program cannot use."""
+def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
+    """All that the JSON files say, and what the weight files hold. CheckpointError names the file and the setting that
+    this program cannot use."""
     if "model_index.json" not in names_in(folder):
         raise CheckpointError(f"{folder}: model_index.json is missing: this is no model folder in diffusers' layout")
     index = Settings(str(folder / "model_index.json"), read_json(folder / "model_index.json"))
     unet_json, vae_json = part(folder, index, "unet"), part(folder, index, "vae")
-    unet, vae = unet_config(unet_json), vae_config(vae_json)
+    tiny = class_of(index, "vae") == "AutoencoderTiny"
+    unet, vae = unet_config(unet_json), tiny_vae_config(vae_json) if tiny else vae_config(vae_json)
     family = family_of(index, unet)
     texts = tuple(clip_config(part(folder, index, tower),
                               projected=class_of(index, tower) == "CLIPTextModelWithProjection")
@@ -73,13 +66,20 @@ def read_folder(folder: Path) -> Folder:
     size = latent_size(unet_json) * vae.factor
     choices = sampling(part(folder, index, "scheduler", "scheduler_config.json"), class_of(index, "scheduler"), family)
     choices |= defaults(index, family, unet, size, choices)
+    latent = TINY_LATENT if tiny else latent_config(vae_json, vae)
+    careful = (family != "sd" or unet.class_count > 0) and not tiny and vae_json.flag("force_upcast", True)
     facts = ModelConfig(
-        family=family, unet=unet, vae=vae, texts=texts, latent=latent_config(vae_json, vae), pad_ids=pad_ids,
-        size=size,
+        family=family, unet=unet, vae=vae, texts=texts, latent=latent, pad_ids=pad_ids, size=size, careful_vae=careful,
         zero_empty_prompt=family != "sd" and index.flag("force_zeros_for_empty_prompt", True), **choices)
     check_parts_fit(index, facts, unet_json)
-    upscaler = unet.class_count > 0
-    return Folder(facts, TOWERS[family], (family != "sd" or upscaler) and vae_json.flag("force_upcast", True))
+    configs = {"unet": unet, "vae": vae} | dict(zip(TOWERS[family], texts))
+    return Checkpoint(facts, {name: read_part(folder / name, config, variant) for name, config in configs.items()})
+
+
+def read_part(folder: Path, config: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig, variant: str | None) -> Part:
+    """One network's own folder."""
+    path = find_weights(folder, "model" if isinstance(config, CLIPConfig) else "diffusion_pytorch_model", variant)
+    return Part(config, read_stored(path), path, described_by=str(folder / "config.json"))
 
 
 def class_of(index: Settings, name: str) -> str | None:
@@ -140,8 +140,9 @@ def sampling(json: Settings, name: str, family: str) -> dict:
     json.only(NOISE_ONLY)
     sampler, spacing, (start, end, law) = SCHEDULERS.get(name, UNKNOWN_SCHEDULER)
     prediction = json.choice("prediction_type", PREDICTIONS, "epsilon")
-    offset = 1 if family == "sd" else json.whole("steps_offset", 0, least=0)   # SD's pipelines insist on 1
-    if name.startswith("EDM"):
+    edm = name.startswith("EDM")
+    offset = 1 if family == "sd" or edm else json.whole("steps_offset", 0, least=0)   # SD's pipelines insist on 1
+    if edm:
         noise = NoiseConfig(edm=True, sigma_min=json.number("sigma_min", 0.002),
                             sigma_max=json.number("sigma_max", 80.0), sigma_data=json.number("sigma_data", 0.5))
         if not (0 < noise.sigma_min < noise.sigma_max and noise.sigma_data > 0):
@@ -151,7 +152,8 @@ def sampling(json: Settings, name: str, family: str) -> dict:
         schedule = json.choice("sigma_schedule", {"karras": "karras"}, "karras")
     else:
         noise = NoiseConfig(json.number("beta_start", start), json.number("beta_end", end),
-                            json.choice("beta_schedule", LAWS, law), json.whole("num_train_timesteps", 1000, least=2))
+                            json.choice("beta_schedule", LAWS, law), json.whole("num_train_timesteps", 1000, least=2),
+                            json.flag("rescale_betas_zero_snr"))
         if not 0 < noise.beta_start <= noise.beta_end < 1:
             json.refuse("beta_start", "0 < beta_start <= beta_end < 1 is expected")
         schedule = "karras" if json.flag("use_karras_sigmas") else json.choice("timestep_spacing", SPACINGS, spacing)

@@ -1,0 +1,87 @@
+"""A checkpoint that was found and described, and not read yet: what load, convert and inspect_checkpoint begin with."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from ldm.clip import CLIPText
+from ldm.config import CLIPConfig, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.taesd import TinyVAE
+from ldm.unet import UNet
+from ldm.vae import VAE
+
+from .errors import CheckpointError
+from .files import Stored
+
+NETWORKS: dict[type, type[nn.Module]] = {UNetConfig: UNet, VAEConfig: VAE, TinyVAEConfig: TinyVAE, CLIPConfig: CLIPText}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a checkpoint: its sizes, and the tensors that should be its own.
+
+    stored: by their keys without `prefix`. names: whose these are, "diffusers", "ldm" or "open_clip". path: the file or
+    index that the errors name. described_by: where the sizes come from.
+    """
+
+    config: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
+    stored: Stored
+    path: Path
+    names: str = "diffusers"
+    prefix: str = ""
+    described_by: str = "config.json"
+
+    @property
+    def network(self) -> type[nn.Module]:
+        return NETWORKS[type(self.config)]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """parts: by the names of diffusers' folders, text towers in the order of facts.texts. reasons: what was told by
+    what. guesses: what the files do not say and the user should know. metadata: that of a single file. extras: its
+    tensors outside all networks -> what they are."""
+
+    facts: ModelConfig
+    parts: dict[str, Part]
+    layout: str = "diffusers"
+    reasons: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, str] = field(default_factory=dict)
+
+
+NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}   # sizes and scores in the vector that joins the time embedding
+
+
+def check_numbers(facts: ModelConfig, where: str) -> None:
+    """No division by 0 and no root of a negative number comes of what a single file says."""
+    unet, vae, noise, latent = facts.unet, facts.vae, facts.noise, facts.latent
+    counts = (*unet.heads, unet.groups, getattr(vae, "groups", 1), facts.size, facts.steps,
+              *(text.heads for text in facts.texts))
+    sound = {"counts of heads, groups, pixels and steps": min(counts) > 0,
+             "noise": 0 < noise.sigma_min < noise.sigma_max if noise.edm else
+                      0 < noise.beta_start <= noise.beta_end < 1,
+             "scale, mean and deviation of latents": latent.scale > 0 and min(latent.std, default=1) > 0 and
+                                                     len(latent.mean) == len(latent.std) in (0, vae.latent_channels)}
+    for what, good in sound.items():
+        if not good:
+            raise CheckpointError(f"{where} says impossible things of the {what} of its model")
+
+
+def check_fit(facts: ModelConfig, where: str) -> None:
+    """The networks of one model take what the others give."""
+    unet, numbers = facts.unet, NUMBERS[facts.family]
+    text_width = sum(text.width for text in facts.texts)
+    pairs = [("its UNet reads text of width", unet.context_dim, "its text towers give", text_width),
+             ("its UNet makes latents of channels", unet.out_channels, "its VAE has", facts.vae.latent_channels)]
+    if numbers:
+        pooled = facts.texts[-1].projection
+        sizes = max((unet.vector_dim - pooled) // numbers, 1) * numbers
+        pairs.append(("its UNet adds a vector of width", unet.vector_dim, f"text and {numbers} numbers make",
+                      pooled + sizes))
+    for what, found, other, expected in pairs:
+        if found != expected:
+            raise CheckpointError(f"{where}: {what} {found} and {other} {expected}: "
+                                  "these are parts of different models")
