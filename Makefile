@@ -36,6 +36,7 @@ clean:
 
 .venv/test: .venv/core constraints.txt
 	$(RUN) -m pip install -q -c constraints.txt -e ".[test]"
+	$(RUN) -m pip install -q -c constraints.txt --no-deps k-diffusion   # one file of it, which needs none of its server tools
 	touch $@
 
 .venv/train: .venv/core

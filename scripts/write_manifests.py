@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -90,6 +90,12 @@ F4 = F8 | dict(
     up_block_types=["UpDecoderBlock2D"] * 3,
 )
 VAES = {"sd": F8, "sd_x4": F4}
+TAESD = dict(
+    encoder_block_out_channels=[64] * 4,
+    decoder_block_out_channels=[64] * 4,
+    num_encoder_blocks=[1, 3, 3, 3],
+    num_decoder_blocks=[3, 3, 3, 1],
+)
 
 CLIP_L = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
 CLIP_H = dict(num_hidden_layers=23, hidden_size=1024, num_attention_heads=16, intermediate_size=4096)
@@ -127,6 +133,7 @@ def main():
             write(args.out / f"unet_{name}.json", shapes(UNet2DConditionModel(**config)))
         for name, config in VAES.items():
             write(args.out / f"vae_{name}.json", shapes(AutoencoderKL(**config)))
+        write(args.out / "vae_taesd.json", shapes(AutoencoderTiny(**TAESD)))
         for name, (tower, config) in CLIPS.items():
             found = shapes(tower(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **config)))
             write(args.out / f"clip_{name}.json", {disk_name(key): shape for key, shape in found.items()})

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ldm.clip import CLIPText
-from ldm.config import CLIPS, UNETS, VAES
+from ldm.config import CLIPS, TAESD, UNETS, VAES
+from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 from ldm.vae import VAE
 
@@ -30,6 +31,7 @@ TOTALS = {
     "unet_lcm_sdxl": (2_567_545_604, 1681),
     "vae_sd": (83_653_863, 248),
     "vae_sd_x4": (55_325_927, 204),
+    "vae_taesd": (2_445_063, 134),
     "clip_l": (123_060_480, 196),
     "clip_h": (340_387_840, 372),
     "clip_bigg": (694_659_840, 517),
@@ -114,6 +116,11 @@ def test_vae_keeps_the_contract(name):
     published = "vae_sd_x4" if name == "sd_x4" else "vae_sd"
     with torch.device("meta"):
         assert shapes(VAE(VAES[name])) == manifest(published)
+
+
+def test_tiny_vae_keeps_the_contract():
+    with torch.device("meta"):
+        assert shapes(TinyVAE(TAESD)) == manifest("vae_taesd")
 
 
 @pytest.mark.parametrize("name", CLIPS)

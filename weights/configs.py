@@ -121,7 +121,7 @@ def vae_config(json: Settings) -> VAEConfig:
 def tiny_vae_config(json: Settings) -> TinyVAEConfig:
     json.only(TINY_ONLY)
     widths = json.wholes("encoder_block_out_channels", (64,) * 4)
-    blocks = json.wholes("num_encoder_blocks", (1, 3, 3, 3))
+    blocks = json.wholes("num_encoder_blocks", (1, 3, 3, 3), DEEPEST)
     if len(set(widths)) > 1 or len(widths) != len(blocks):
         json.refuse("encoder_block_out_channels", f"the same width on each of the {len(blocks)} levels is expected")
     for key, mirrored in (("decoder_block_out_channels", widths), ("num_decoder_blocks", blocks[::-1])):

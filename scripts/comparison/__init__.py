@@ -1,0 +1,1 @@
+"""What scripts/compare.py is made of: cases (what is compared), blocks (how), report (how it is shown)."""
