@@ -2,6 +2,7 @@
 the same for every published tower. CLIP, arXiv 2103.00020; byte-pair encoding, arXiv 1508.07909.
 """
 
+import copy
 import gzip
 import html
 import json
@@ -106,6 +107,22 @@ class Tokenizer:
         self.of_byte = byte_symbols()
         self.to_byte = {symbol: byte for byte, symbol in self.of_byte.items()}
         self.words: dict[str, list[int]] = {}                      # those already encoded
+        self.added: dict[str, list[int]] = {}                      # in lower case; no other text has these ids
+
+    def with_token(self, token: str, count: int = 1) -> "Tokenizer":
+        """A tokenizer that also knows `token`, as `count` new consecutive ids: the names of textual inversion. It is
+        found in a prompt where it stands as a word of its own, in either case, since CLIP reads lower case.
+        ValueError if it is not one word, or is known already."""
+        name = token.lower()
+        if not name or name.split() != [name]:
+            raise ValueError(f"the token {token!r} is not one word without spaces: choose another name")
+        if name in self.added or name in self.ids or name + "</w>" in self.ids:
+            raise ValueError(f"the token {token!r} is known already: choose another name")
+        new = copy.copy(self)
+        new.added = self.added | {name: list(range(len(self.symbols), len(self.symbols) + count))}
+        shown = [name, *(f"{name}_{i}" for i in range(1, count))]
+        new.symbols = self.symbols + ["".join(map(self.of_byte.get, text.encode())) + "</w>" for text in shown]
+        return new
 
     def __call__(self, texts: list[str], pad_id: int = EOT) -> Tokens:
         """BOS, text, EOT, pads; a text that is too long loses its end, which is returned. pad_id: EOT for SD1 and
@@ -123,11 +140,18 @@ class Tokenizer:
         """The ids of a text of any length, without BOS, EOT and pads. pad_id matters to the transformers rules only:
         with 0, "!" is the pad token."""
         ids = []
-        for piece in self.pieces(text, pad_id):
+        for piece in self.split(text, pad_id):
             if isinstance(piece, str) and piece not in self.words:
                 self.words[piece] = self.encode_word(piece)
             ids += [piece] if isinstance(piece, int) else self.words[piece]
         return ids
+
+    def split(self, text: str, pad_id: int) -> Iterator[str | int]:
+        """The pieces between the added tokens, and their ids in place of those."""
+        names = sorted(self.added, key=len, reverse=True)          # the longest first, where one begins another
+        whole = [regex.sub(r"^(?=\w)|(?<=\w)$", r"\\b", regex.escape(name)) for name in names]
+        for part in regex.split(f"({'|'.join(whole)})", text, flags=regex.IGNORECASE) if names else [text]:
+            yield from self.added.get(part.lower()) or self.pieces(part, pad_id)
 
     def encode_word(self, word: str) -> list[int]:
         """Start from the bytes and join, until none is left, the adjacent pair that stands first in the merges."""

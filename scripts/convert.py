@@ -13,7 +13,6 @@ process of their own that accepts tensors alone; convert only those that you tru
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,27 +81,35 @@ def unpickle(source: Path, target: Path):
 
 
 def without_pickle(source: Path, scratch: Path) -> Path:
-    """The source itself, or a copy of it in which safetensors stand for what was pickled."""
+    """The source itself, or what stands for it with safetensors in place of what was pickled."""
     if source.is_file() and is_pickled(source):
-        files = {source: scratch / (source.stem + ".safetensors")}
-    elif source.is_dir() and not any(source.rglob("*.safetensors")):
-        files = {file: scratch / source.name / file.relative_to(source).parent / name_of(file)
-                 for file in sorted(source.rglob("*")) if file.suffix in PICKLED}
-        for file in source.rglob("*.[jt][sx][ot]*"):      # json and txt
-            copy = scratch / source.name / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-    else:
+        copy = scratch / (source.stem + ".safetensors")
+        open_pickle(source, copy)
+        return copy
+    pickled = [file for file in sorted(source.rglob("*")) if file.suffix in PICKLED
+               and not any(file.parent.glob("*.safetensors"))]
+    if source.is_file() or not pickled:
         return source
-    for file, target in files.items():
-        warn(f"{file} is pickled Python: it is opened in a process of its own that accepts tensors alone; convert only "
-             "files that you trust")
+    copy = scratch / source.name
+    for file in source.rglob("*"):
+        target = copy / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        run = subprocess.run([sys.executable, __file__, "--unpickle", file, target], capture_output=True, text=True)
-        if run.returncode:
-            reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with {run.returncode}"]
-            fail(f"{file} cannot be converted: {reason[0]}")
-    return next(iter(files.values())) if source.is_file() else scratch / source.name
+        if file in pickled:
+            name = file.with_suffix(".safetensors").name
+            open_pickle(file, target.with_name(name.removeprefix("pytorch_")))   # as transformers names both
+        elif file.is_file() and file.suffix not in PICKLED:
+            target.symlink_to(file.resolve())
+    return copy
+
+
+def open_pickle(file: Path, target: Path):
+    warn(f"{file} is pickled Python: it is opened in a process of its own that accepts tensors alone; convert only "
+         "files that you trust")
+    command = [sys.executable, __file__, "--unpickle", str(file), str(target)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with {run.returncode}"]
+        fail(f"{file} cannot be converted: {reason[0]}")
 
 
 def is_pickled(file: Path) -> bool:
@@ -110,10 +117,6 @@ def is_pickled(file: Path) -> bool:
     with file.open("rb") as opened:
         start = opened.read(4)
     return start == b"PK\x03\x04" or (start[:1] == b"\x80" and file.suffix != ".safetensors")
-
-
-def name_of(file: Path) -> str:
-    return file.with_suffix(".safetensors").name.replace("pytorch_model", "model", file.name.startswith("pytorch_"))
 
 
 def convert(args: argparse.Namespace):

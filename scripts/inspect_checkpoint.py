@@ -87,7 +87,7 @@ def networks_in(source: str, args: argparse.Namespace) -> tuple[Path, dict[str, 
 def is_adapter(path: Path) -> bool:
     if path.is_dir() and not (path / lora_files.FILES[0]).exists() and not (path / lora_files.FILES[1]).exists():
         return False
-    tensors, _ = lora_files.read(lora_files.adapter_file(path))
+    tensors, _ = lora_files.read_all(lora_files.adapter_file(path))
     return bool(lora_files.grouped(path, tensors)[0])
 
 
@@ -142,7 +142,7 @@ def counted(extras: dict[str, str]) -> dict[str, str]:
 
 def describe_adapter(source: str, path: Path) -> Report:
     file = lora_files.adapter_file(path)
-    tensors, metadata = lora_files.read(file)
+    tensors, metadata = lora_files.read_all(file)
     groups, unknown = lora_files.grouped(file, tensors)
     kinds = defaultdict(list)
     for module, group in groups.items():

@@ -4,6 +4,7 @@
     python scripts/txt2img.py --prompt "a red apple" --count 8 --grid --out apples
     python scripts/txt2img.py --prompts prompts.txt --sampler euler --steps 30 --seed 7
     python scripts/txt2img.py --again outputs/00000-0.png       # make a picture again from its own metadata
+    python scripts/txt2img.py --prompt "a fox" --model sdxl.safetensors --vae fix --lora style.safetensors:0.8
 
 Picture k of a prompt has seed --seed + k. Every PNG holds what is needed to make it again, as the text that
 A1111's programs read (`parameters`) and as JSON (`ldm`).
@@ -23,13 +24,15 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 import weights
-from ldm import tasks
+from ldm import lora, tasks
+from ldm.model import Model
+from samplers import SAMPLERS, find
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TASK_FLAGS = {"steps": int, "guidance": float, "sampler": str, "schedule": str, "height": int, "width": int}
-RECORDED = TASK_FLAGS | {"prompt": str, "negative": str, "model": str, "variant": str, "dtype": str, "seed": int}
-A1111_SAMPLERS = {"euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "ddim": "DDIM", "plms": "PLMS",
-                  "dpmpp_2m": "DPM++ 2M"}
+MODEL_FLAGS = {"model": str, "variant": str, "revision": str, "unet": str, "vae": str, "prediction": str, "ema": bool,
+               "lora": list, "embedding": list}
+RECORDED = TASK_FLAGS | MODEL_FLAGS | {"prompt": str, "negative": str, "dtype": str, "seed": int}
 
 
 def arguments() -> argparse.Namespace:
@@ -39,8 +42,18 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with one prompt per line")
     what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
     parser.add_argument("--negative", help="what to move away from")
-    parser.add_argument("--model", help="a folder in the diffusers layout (default: the miniature)")
+    parser.add_argument("--model", help="a folder, a .safetensors file or owner/name on the hub (default: the "
+                                        "miniature)")
     parser.add_argument("--variant", help="weight files to take, for example fp16")
+    parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
+    parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
+    parser.add_argument("--unet", help="take the UNet from here")
+    parser.add_argument("--vae", help="take the VAE from here")
+    parser.add_argument("--prediction", choices=("eps", "v"), help="of an SD 2 file that does not say it")
+    parser.add_argument("--ema", action="store_true", default=None, help="the averaged UNet of a single file")
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="an adapter; may be repeated")
+    parser.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]",
+                        help="a textual inversion; may be repeated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
@@ -109,13 +122,18 @@ def settings(args: argparse.Namespace, record: dict) -> dict:
 def parameters(record: dict) -> str:
     """The record as the text that A1111's programs read."""
     negative = f"\nNegative prompt: {record['negative']}" if record["negative"] else ""
-    facts = {"Steps": record["steps"], "Sampler": A1111_SAMPLERS.get(record["sampler"], record["sampler"]),
+    facts = {"Steps": record["steps"], "Sampler": SAMPLERS[find(record["sampler"])].label or record["sampler"],
              "Schedule type": record["schedule"].capitalize(), "CFG scale": record["guidance"],
              "Seed": record["seed"], "Size": f"{record['width']}x{record['height']}",
-             "Model hash": next((sha[:10] for name, sha in record["files"].items() if "unet" in name), ""),
+             "Model hash": model_hash(record["files"]),
              "Model": Path(record["model"] or weights.MINIATURE).name}
     quoted = [f"{key}: {json.dumps(value) if set(str(value)) & set(',:') else value}" for key, value in facts.items()]
     return record["prompt"] + negative + "\n" + ", ".join(quoted)
+
+
+def model_hash(files: dict[str, str]) -> str:
+    """Of the UNet's file, or of the one that holds everything."""
+    return next((sha for name, sha in files.items() if "unet" in name), next(iter(files.values())))[:10]
 
 
 def save(image: torch.Tensor, path: Path, record: dict | None = None):
@@ -141,14 +159,38 @@ def next_number(folder: Path) -> int:
     return max((int(name[1]) for name in names if name), default=-1) + 1
 
 
+def load(chosen: dict, args: argparse.Namespace) -> tuple[Model, dict[str, str]]:
+    """The model with all that was added to it, and the hashes of the files that it came from."""
+    model = weights.load(
+        chosen["model"] or weights.MINIATURE, DTYPES[chosen["dtype"]], args.device, chosen["variant"],
+        chosen["revision"], args.offline, chosen["unet"], chosen["vae"], chosen["prediction"], bool(chosen["ema"]))
+    files, adapters = dict(model.files), []
+    for text in chosen["embedding"] or ():
+        file, token = found(text, args.offline)
+        model = weights.add_embedding(model, file, token)
+        files[file.name] = file
+    for text in chosen["lora"] or ():
+        file, strength = found(text, args.offline)
+        adapters.append((weights.load_adapter(file, model), float(strength or 1)))
+        files[file.name] = file
+    lora.merge(model, adapters)
+    return model, {name: weights.file_hash(file) for name, file in files.items()}
+
+
+def found(text: str, offline: bool) -> tuple[Path, str | None]:
+    """FILE:WORD -> the file, here or from the hub, and the word; a colon of the file's own name does not count."""
+    source, colon, word = text.rpartition(":")
+    source, word = (source, word) if colon and not Path(text).exists() else (text, None)
+    path, _ = weights.located(source, weights.one_file, offline=offline)
+    return weights.adapter_file(path), word
+
+
 def draw(args: argparse.Namespace, prompts: list[str], chosen: dict, record: dict):
-    model = weights.load(chosen["model"] or weights.MINIATURE, dtype=DTYPES[chosen["dtype"]], device=args.device,
-                         variant=chosen["variant"])
-    facts = model.facts
-    for key, default in dict(steps=facts.steps, guidance=facts.guidance, sampler=facts.sampler,
-                             schedule=facts.schedule, height=facts.size, width=facts.size).items():
-        chosen[key] = default if chosen[key] is None else chosen[key]
-    told = chosen | dict(files=weights.file_hashes(model), torch=torch.__version__, ldm=version("ldm"))
+    model, hashes = load(chosen, args)
+    for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
+        chosen[key] = default if chosen[key] is None or key == "sampler" else chosen[key]
+    told = chosen | dict(files=hashes, revision=model.revisions.get(chosen["model"], chosen["revision"]),
+                         torch=torch.__version__, ldm=version("ldm"))
     for key in ("files", "torch", "ldm"):
         if key in record and record[key] != told[key]:
             warn(f"{args.again} was made with other {key}: it may come out differently")

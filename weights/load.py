@@ -94,8 +94,8 @@ def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | 
     return network
 
 
-def located(source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None,
-            offline: bool) -> tuple[Path, str]:
+def located(source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None,
+            offline: bool = False) -> tuple[Path, str]:
     """Where a source lies on this machine, and the commit of the repository that it came from, if any."""
     path = Path(source)
     if path.exists() or path.is_symlink():

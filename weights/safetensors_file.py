@@ -19,8 +19,8 @@ from .errors import CheckpointError, shown
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64,
-        "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
-        "F6_E2M3": 6, "F6_E3M2": 6}
+        "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 CONVERTED = 16 * 2**20   # bytes converted before the file is mapped anew
 
 PICKLE = "holds pickled Python objects, which are never read here: convert it to safetensors"
@@ -143,11 +143,18 @@ def read_tensors(path: Path, entries: dict[str, Entry], dtype: torch.dtype,
     What needs no conversion is a view of the mapped file and takes memory only when it is used; do not change the
     file meanwhile. The rest is converted one tensor at a time.
     """
+    for key, entry in entries.items():
+        check_float(path, key, entry)
     stay = [key for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"]
     for keys in [stay, *batches({key: entries[key] for key in entries.keys() - stay})]:
         with mapped(path) as file:
             for key in keys:
                 yield key, file.get_tensor(key).to(device=device, dtype=dtype)
+
+
+def check_float(path: Path, key: str, entry: Entry) -> None:
+    if entry.dtype not in FLOATS:
+        raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
 
 
 def batches(entries: dict[str, Entry]) -> Iterator[list[str]]:

@@ -1,0 +1,128 @@
+"""Time and memory of loading a single-file SDXL in float16, beside diffusers' from_single_file, in fresh processes.
+
+    python scripts/bench_load.py --out docs/benchmarks/loading.md        # writes a random file of 6.9 GB first
+
+The loaders take turns; the file lies in the page cache for both. Memory is the growth of the process over what it had
+before, at its peak: pages of a mapped file count when they were touched. `--check-finite` is our default, diffusers
+checks nothing; the table has ours with and without.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+LOADERS = ("ours", "ours, unchecked", "diffusers")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a single SDXL file (default: a random one is written)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the table here, as markdown")
+    parser.add_argument("--worker", nargs=3, metavar=("LOADER", "FILE", "CONFIG"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def random_model():
+    from ldm.clip import CLIPText
+    from ldm.config import MODELS
+    from ldm.model import Model
+    from ldm.tokenizer import Tokenizer
+    from ldm.unet import UNet
+    from ldm.vae import VAE
+
+    def filled(network: torch.nn.Module) -> torch.nn.Module:
+        state = {name: torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
+                 for name, tensor in network.state_dict().items()}
+        network.load_state_dict(state, assign=True)
+        return network
+
+    facts = MODELS["sdxl"]
+    with torch.device("meta"):
+        networks = [UNet(facts.unet), VAE(facts.vae), *map(CLIPText, facts.texts)]
+    unet, vae, *texts = map(filled, networks)
+    return Model(unet, vae, tuple(texts), Tokenizer(), facts)
+
+
+def memory(field: str) -> int:
+    """Bytes, by a field of this process's status: VmRSS now, VmHWM at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return 1024 * int(line.split()[1])
+
+
+def worker(loader: str, file: str, config: str):
+    """Load once and print what it took."""
+    if loader == "diffusers":
+        from diffusers import StableDiffusionXLPipeline
+        load = lambda: StableDiffusionXLPipeline.from_single_file(file, config=config, torch_dtype=torch.float16,
+                                                                  local_files_only=True)
+    else:
+        import weights
+        load = lambda: weights.load(file, dtype=None, check_finite=loader == "ours")
+    before, start = memory("VmRSS"), time.perf_counter()
+    model = load()
+    seconds = time.perf_counter() - start
+    assert model.unet.conv_in.weight.dtype == torch.float16
+    print(json.dumps(dict(seconds=seconds, peak=memory("VmHWM") - before)))
+
+
+def measure(loader: str, file: Path, config: Path) -> dict:
+    command = [sys.executable, __file__, "--worker", loader, str(file), str(config)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: {loader}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(runs: dict[str, list[dict]], size: int) -> str:
+    base = statistics.median(run["seconds"] for run in runs["diffusers"])
+    rows = ["| loader | seconds, median (min to max) | diffusers' time / this | peak memory / file size |",
+            "|---|---|---|---|"]
+    for loader, measured in runs.items():
+        seconds = sorted(run["seconds"] for run in measured)
+        middle, peak = statistics.median(seconds), statistics.median(run["peak"] for run in measured)
+        rows.append(f"| {loader} | {middle:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f}) | {base / middle:.1f} "
+                    f"| {peak / size:.2f} |")
+    return "\n".join(rows)
+
+
+def main():
+    args = arguments()
+    if args.worker:
+        return worker(*args.worker)
+    import weights
+    from ldm.config import MODELS
+    from weights.write_folder import write_facts
+    with tempfile.TemporaryDirectory() as scratch:
+        file, config = args.model or Path(scratch) / "sdxl.safetensors", Path(scratch) / "config"
+        if not args.model:
+            weights.save(random_model(), file)
+        write_facts(config, MODELS["sdxl"], ("text_encoder", "text_encoder_2"))
+        runs = {loader: [] for loader in LOADERS}
+        for _ in range(args.rounds):
+            for loader in LOADERS:
+                runs[loader].append(measure(loader, file, config))
+                print(loader, runs[loader][-1], file=sys.stderr)
+        size = file.stat().st_size
+    text = table(runs, size)
+    print(text)
+    if args.out:
+        packages = ("torch", "diffusers", "transformers", "safetensors")
+        versions = ", ".join(f"{name} {version(name)}" for name in packages)
+        args.out.write_text(f"# Loading a single-file SDXL\n\n`python scripts/bench_load.py --out {args.out}`, "
+                            f"{date.today()}, CPU; {versions}. A file of {size / 1e9:.2f} GB in float16, "
+                            f"{args.rounds} rounds in which the loaders take turns, each in a new process, the file in "
+                            f"the page cache.\n\n{text}\n\n{__doc__.split(chr(10) * 2)[2]}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Models from the hub: huggingface.co, or the server that HF_ENDPOINT names, by its own client.
+
+A revision is resolved to a commit once, and from then on only that commit is read: a branch that moves meanwhile never
+mixes two versions of a model. The files lie in the cache that all of the hub's clients share:
+
+    models--owner--name/refs/main               the commit that a branch or tag had when it was last fetched whole
+                        snapshots/<commit>/...  links to
+                        blobs/<sha256>          and, while it arrives, <sha256>.incomplete
+                        listings/<commit>.json  ours: all that the commit holds; it tells a part from the whole offline
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from .disk import read_json
+from .errors import CheckpointError, listed, shown
+from .hub_files import model_files, one_file, part_files
+
+__all__ = ["Fetched", "fetch", "is_repo", "model_files", "one_file", "part_files"]
+
+NAME = r"\w(?:[\w.-]*\w)?"
+REPO = re.compile(rf"(?!.*(?:--|\.\.))({NAME}/{NAME}(?<!\.safetensors)(?<!\.ckpt))(?:/((?:\w[\w .+-]*/)*"
+                  r"\w[\w .+-]*\.safetensors))?", re.ASCII)
+REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
+COMMIT, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
+HTTPError = HfHubHTTPError.__bases__[0]   # of the library that carries the requests: another with each major version
+
+
+class Fetched(NamedTuple):
+    """path: the one file that was wanted, or the folder of several. commit: 40 hexadecimal digits."""
+
+    path: Path
+    commit: str
+
+
+class File(NamedTuple):
+    """What the hub says of a file; a hash only of large ones, and weights always are."""
+
+    size: int
+    sha256: str | None
+
+
+Listing = dict[str, File]   # by name
+
+
+def is_repo(source: str) -> bool:
+    """Does it name a model on the hub, "owner/name", or a file in one, "owner/name/file.safetensors"? A path that
+    exists is a path."""
+    return bool(REPO.fullmatch(source)) and not Path(source).exists()
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def fetch(source: str, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False,
+          tell: Callable[[str], None] = to_stderr) -> Fetched:
+    """The files of "owner/name" that `wanted` chooses from the names of all, or the one that the source names, in the
+    cache; what is there is not fetched again.
+
+    revision: a branch, a tag or a commit, "main" by default. offline, or HF_HUB_OFFLINE=1: the cache only, and not one
+    request. `tell` gets a line before the first download. Raises CheckpointError for whatever prevents it; after an
+    interruption the next call goes on where this one stopped.
+    """
+    repo, file = REPO.fullmatch(source).groups()
+    wanted, revision = partial(one_file, file=file) if file else wanted, revision or constants.DEFAULT_REVISION
+    if not REVISION.fullmatch(revision):
+        raise CheckpointError(f"{repo}: {shown(revision)} is no name of a revision")
+    home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    offline = offline or constants.HF_HUB_OFFLINE
+    try:
+        commit, listing = in_cache(repo, revision, home) if offline else on_hub(repo, revision, home)
+        folder, names = home / "snapshots" / commit, choose(wanted, listing, repo, commit)
+        missing = [name for name in names if not is_whole(folder / name, listing[name])]
+        if missing and offline:
+            raise CheckpointError(f"{repo}: of {len(names)} files {len(missing)} are not whole in the cache, "
+                                  f"{listed(missing)}: fetch it once without offline")
+        if missing:
+            download(repo, commit, {name: listing[name] for name in missing}, home,
+                     f"{repo}, {revision} at {commit[:12]}: {len(names)} files of {total(listing, names)}", tell)
+        if not offline and revision != commit:
+            keep(home / "refs" / revision, commit)
+    except (OSError, HTTPError) as error:
+        raise CheckpointError(explained(error, repo, revision, home)) from None
+    return Fetched(folder / names[0] if len(names) == 1 else folder, commit)
+
+
+def choose(wanted: Callable[[list[str]], list[str]], listing: Listing, repo: str, commit: str) -> list[str]:
+    try:
+        return wanted(sorted(listing))
+    except CheckpointError as error:
+        raise CheckpointError(f"{repo} at {commit[:12]}: {error}") from None
+
+
+def on_hub(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
+    """The commit and what it holds. A commit that was listed before needs no request: it never changes."""
+    if COMMIT.fullmatch(revision) and (known := read_listing(home, revision)):
+        return revision, known
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        hashes = [file.lfs and SHA256.fullmatch(file.lfs.sha256)[0] for file in info.siblings]
+        listing = {file.rfilename: File(int(file.size), sha256) for file, sha256 in zip(info.siblings, hashes)}
+        commit = COMMIT.fullmatch(info.sha)[0]
+    except (ValueError, TypeError, KeyError):   # a sign-in page of the local network, say
+        raise CheckpointError(f"{repo}: {constants.ENDPOINT} does not answer as the hub does") from None
+    keep(home / "listings" / f"{commit}.json", json.dumps(listing))
+    return commit, listing
+
+
+def in_cache(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
+    """The same, without a request. What another program has fetched is taken as it lies there."""
+    commit = commit_of(revision, home)
+    if commit is None:
+        known = [path.relative_to(home / "refs").as_posix() for path in (home / "refs").rglob("*") if path.is_file()]
+        found = f"holds only the revision {listed(sorted(known))} of it" if known else "does not hold it"
+        raise CheckpointError(f"{repo}, revision {shown(revision)}: there is no such folder here, and the cache "
+                              f"{home.parent} {found}: fetch it once without offline")
+    folder = home / "snapshots" / commit
+    lying = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return commit, read_listing(home, commit) or {name: File(path.stat().st_size, None) for name, path in lying.items()}
+
+
+def commit_of(revision: str, home: Path) -> str | None:
+    """By the cache alone."""
+    ref = home / "refs" / revision
+    commit = ref.read_text(errors="replace").strip() if ref.is_file() else revision
+    return commit if COMMIT.fullmatch(commit) and (home / "snapshots" / commit).is_dir() else None
+
+
+def read_listing(home: Path, commit: str) -> Listing | None:
+    try:
+        return {name: File(*entry) for name, entry in read_json(home / "listings" / f"{commit}.json").items()}
+    except (CheckpointError, TypeError):   # never written, or damaged
+        return None
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all. A cache that others share may be read-only: then it is not kept."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text)
+        os.replace(part, path)
+
+
+def is_whole(path: Path, file: File) -> bool:
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def download(repo: str, commit: str, files: Listing, home: Path, what: str, tell: Callable[[str], None]) -> None:
+    """`what` begins the line for the user."""
+    blobs = home / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    arrived = sum(path.stat().st_size for file in files.values() for path in (blobs / f"{file.sha256}.incomplete",
+                  blobs / f"{file.sha256}") if file.sha256 and path.is_file())
+    left, free = sum(file.size for file in files.values()) - arrived, shutil.disk_usage(blobs).free
+    if left > free:
+        raise CheckpointError(f"{what}, {amount(left)} to download, and only {amount(free)} are free for {blobs}: "
+                              "make room, or choose another place by HF_HOME")
+    tell(f"{what}, {amount(left)} of it to download into {home}")
+    for name, file in files.items():
+        damaged = home / "snapshots" / commit / name   # it is not whole, or not there
+        for path in (damaged.resolve(), damaged):
+            path.unlink(missing_ok=True)
+        if file.sha256:
+            fetch_blob(hf_hub_url(repo, name, revision=commit), name, file, blobs / file.sha256)
+        hf_hub_download(repo, name, revision=commit)   # a blob that is there is only linked
+
+
+def fetch_blob(url: str, name: str, file: File, blob: Path) -> None:
+    """A large file, from where an earlier attempt stopped; the client itself would begin again. Its SHA-256 must be the
+    one that the hub lists."""
+    part = blob.with_name(blob.name + ".incomplete")
+    lock = blob.parents[2] / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"   # the client's own
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if is_whole(blob, file):
+            return
+        with part.open("ab") as out:
+            if out.tell() > file.size:
+                out.truncate(0)
+            http_get(url, out, resume_size=os.fstat(out.fileno()).st_size, headers=build_hf_headers(),
+                     expected_size=file.size, displayed_filename=name)
+        with part.open("rb") as arrived:
+            found = hashlib.file_digest(arrived, "sha256").hexdigest()
+        if found != file.sha256:
+            part.unlink()
+            raise CheckpointError(f"{url} arrived damaged, with SHA-256 {found[:12]} for {file.sha256[:12]}: run again")
+        os.replace(part, blob)
+
+
+def total(listing: Listing, names: list[str]) -> str:
+    return amount(sum(listing[name].size for name in names))
+
+
+def amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def explained(error: Exception, repo: str, revision: str, home: Path) -> str:
+    """One line about what the client raised."""
+    page = f"{constants.ENDPOINT}/{repo}"
+    match error:
+        case GatedRepoError():
+            return f"{repo} is gated: accept its licence at {page}, then log in with `hf auth login`"
+        case RepositoryNotFoundError():
+            return (f"{repo}: there is no such folder here, and no such model at {page}, or a private one: check the "
+                    "name, or log in with `hf auth login`")
+        case RevisionNotFoundError():
+            return f"{repo} has no revision {shown(revision)}: {page}/tree/main shows those it has"
+        case HfHubHTTPError():
+            status, said = error.response.status_code, error.server_message or "without a word"
+            advice = "log in with `hf auth login`" if status in (401, 403) else "try again later"
+            return f"{repo}: {constants.ENDPOINT} answered {status}, {said}: {advice}"
+        case OSError(errno=errno.ENOSPC):
+            return f"{repo}: the disk is full: make room for {home}, and run again to go on from here"
+        case OSError(errno=int(), filename=str()):
+            return f"{repo}: {error.filename} cannot be written: {error.strerror}"
+    reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
+    held = commit_of(revision, home)
+    instead = f", or take the cached commit {held[:12]} with offline" if held else ""
+    return f"{repo}: the connection to {constants.ENDPOINT} failed, {reason}: run again to go on from here{instead}"

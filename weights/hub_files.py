@@ -1,0 +1,68 @@
+"""Which files of a repository on the hub are needed, by their names alone: for a model, a network or an adapter."""
+
+import re
+
+from .errors import CheckpointError, listed, shown
+from .files import chosen, offered
+
+NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
+            "text_encoder_2": "model"}   # folder -> its weight file, without the ending
+SETTINGS = ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in NETWORKS),
+            *(f"{folder}/{file}.json" for folder in ("tokenizer", "tokenizer_2")
+              for file in ("special_tokens_map", "tokenizer_config")))
+
+
+def model_files(names: list[str], variant: str | None = None) -> list[str]:
+    """Of a repository in diffusers' layout, the files that weights.load reads. CheckpointError if a part lacks any."""
+    if "model_index.json" not in names:
+        raise CheckpointError(f"it has no model_index.json, so it is no model in diffusers' layout: {remedy(names)}")
+    files = [name for name in SETTINGS if name in names]
+    for part in NETWORKS:
+        if any(name.startswith(part + "/") for name in names):
+            files += weight_files(names, part, part, variant)
+    return files
+
+
+def part_files(names: list[str], part: str | None = None, variant: str | None = None) -> list[str]:
+    """Of one network: config.json and weights from its folder, or from the root of a repository that holds no other.
+    part: "unet", "vae" or a text tower; None: the one at the root."""
+    if part and f"{part}/config.json" in names:
+        return [f"{part}/config.json", *weight_files(names, part, part, variant)]
+    if "config.json" not in names or "model_index.json" in names:
+        raise CheckpointError(f"it has no {part or 'network'}, neither in a folder nor alone: {remedy(names)}")
+    at_root = [name for name in names if "/" not in name]
+    part = part or ("unet" if offered(at_root, NETWORKS["unet"]) else "text_encoder")
+    return ["config.json", *weight_files(names, "", part, variant)]
+
+
+def one_file(names: list[str], file: str | None = None) -> list[str]:
+    """The file of that name, or the only .safetensors file at the root."""
+    found = [file] if file else weights_at_root(names)
+    if len(found) != 1 or found[0] not in names:
+        wanted = f"no file {shown(file)}" if file else "not one .safetensors file at its root"
+        raise CheckpointError(f"it has {wanted}: {remedy(names)}")
+    return found
+
+
+def weight_files(names: list[str], folder: str, part: str, variant: str | None) -> list[str]:
+    """The weight file in a folder, "" for the root, or an index and its shards; chosen as in weights.files."""
+    path, stem = folder + "/" if folder else "", NETWORKS[part]
+    inside = [name.removeprefix(path) for name in names if name.startswith(path)]
+    file = chosen(folder or "its root", inside, stem, variant)
+    if file.endswith(".safetensors"):
+        return [path + file]
+    kind = next(kind for kind, name in offered(inside, stem).items() if name == file)
+    tag, numbers = re.escape(f".{kind}") if kind else "", r"-\d+-of-\d+"
+    shard = re.compile(rf"{stem}({tag}{numbers}|{numbers}{tag})\.safetensors")
+    return [path + name for name in inside if shard.fullmatch(name) or name == file]
+
+
+def weights_at_root(names: list[str]) -> list[str]:
+    return [name for name in names if "/" not in name and name.endswith(".safetensors")]
+
+
+def remedy(names: list[str]) -> str:
+    single = weights_at_root(names)
+    if single:
+        return f"name one of its files, as owner/name/FILE: {listed(single)}"
+    return f"it has {listed(names) or 'nothing'}"

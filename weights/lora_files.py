@@ -1,0 +1,192 @@
+"""Adapter files -> ldm.lora.Adapter, from every layout in which they are published.
+
+    kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .alpha; text towers
+                lora_te_, in SDXL lora_te1_ and lora_te2_; SDXL's UNet also in sgm's names; LyCORIS adds other kinds
+    diffusers   unet.<path>.lora_A.weight, .lora_B.weight; before that <path>.lora.down.weight, and at first
+                <path>.attn1.processor.to_q_lora.down.weight; text_encoder., text_encoder_2.
+    peft        base_model.model.<path>.lora_A.weight, and adapter_config.json beside the file
+
+kohya's underscores cannot be turned back into dots, so names are looked up in a table made from the model's own paths.
+"""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ldm.deltas import Delta, DoRA, fits
+from ldm.lora import Adapter, networks, parameters
+from ldm.model import Model
+
+from .disk import names_in, parse_json, read_json
+from .errors import CheckpointError, listed, shown
+from .files import remedy
+from .fill import TEXT_WIDTHS, is_finite
+from .layouts import Table, renamed, unet_table
+from .lora_kinds import build, scale_of, split
+from .safetensors_file import FLOATS, mapped, read_header
+from .settings import Settings
+
+FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")   # as peft and diffusers call them
+WHOLE = ("I64", "I32", "I16", "I8", "U8")                                   # an alpha may be of these types
+FIRST_NAMES = {"to_out.0": "to_out", "q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+READS_TEXT = re.compile(r"attn2[._]to_k$")
+Group = dict[str, tuple[str, Tensor]]   # what a file holds for one module: field -> key and tensor
+
+
+def load_adapter(source: str | Path, model: Model, part: str | None = None, partial: bool = False) -> Adapter:
+    """The adapter in a .safetensors file, or in a folder that holds one.
+
+    part: "unet", "text_encoder" or "text_encoder_2" looks for places in that network only, and says whose the names
+    are where a file does not, as peft's for one of two text towers. partial: keys that have no place are listed in
+    Adapter.unmatched; else they are an error, whose __notes__ list them all.
+    The tensors stay in the file until they are used: leave it as it is meanwhile.
+    Raises CheckpointError, one line, for whatever is wrong with the file, or if nothing in it is for this model.
+    """
+    path = adapter_file(Path(source))
+    tensors, metadata = read_all(path)
+    groups, unmatched = grouped(path, tensors)
+    configs, table = read_configs(path, tensors, metadata), names_of(model, part)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
+    deltas: dict[str, Delta] = {}
+    for module, group in groups.items():
+        key, homes = next(iter(group.values()))[0], table.get(module, [])
+        fields = {field: tensor for field, (_, tensor) in group.items()}
+        scale = scale_of(module, fields, configs)
+        try:
+            changes = build(fields, scale)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
+        if READS_TEXT.search(module) and "weight" in changes:
+            check_family(path, changes["weight"].shape, model)
+        if len(homes) > 1:
+            raise CheckpointError(f"{path}: {shown(key)} could be of {' or '.join(homes)}: choose one as part")
+        if not homes:
+            unmatched += [key for key, _ in group.values()]
+            continue
+        for kind, delta in changes.items():
+            name = f"{homes[0]}.{kind}"
+            check_place(path, key, name, delta, shapes, deltas)
+            deltas[name] = delta
+    check_matched(path, deltas, unmatched, partial)
+    return Adapter(deltas, str(source), metadata, tuple(unmatched))
+
+
+def adapter_file(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    names = names_in(source)
+    found = [name for name in FILES if name in names] or [name for name in names if name.endswith(".safetensors")]
+    if len(found) != 1:
+        problem = f"several adapters: choose one of {listed(found)}" if found else f"no adapter: {remedy(names)}"
+        raise CheckpointError(f"{source} holds {problem}")
+    return source / found[0]
+
+
+def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a small file, as views of it, all finite; and its metadata."""
+    header = read_header(path)
+    for key, entry in header.entries.items():
+        if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
+            raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
+    with mapped(path) as file:
+        tensors = {key: file.get_tensor(key) for key in header.entries}
+    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}   # fp8
+    for key, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"{path}: {shown(key)} holds NaN or infinity: the file is damaged")
+    return tensors, header.metadata
+
+
+def grouped(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Group], list[str]]:
+    """The tensors by module, and the keys that are no adapter's."""
+    groups: dict[str, Group] = defaultdict(dict)
+    unknown = []
+    for key, tensor in tensors.items():
+        try:
+            module, field = split(key)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
+        if field in groups[module]:
+            raise CheckpointError(f"{path}: {shown(key)} and {shown(groups[module][field][0])} are two names of one "
+                                  "tensor")
+        if field:
+            groups[module][field] = key, tensor
+        else:
+            unknown.append(key)
+    return {module: group for module, group in groups.items() if group}, unknown
+
+
+def read_configs(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Settings]:
+    """peft's configuration by network, under "" if the file has one network and does not say which."""
+    bare = any(key.startswith("base_model.model.") for key in tensors)
+    beside = path.with_name("adapter_config.json")
+    if bare:                                       # without alpha in the tensors the strength would be a guess
+        return {"": Settings(str(beside), read_json(beside))}
+    configs: dict[str, dict] = defaultdict(dict)
+    where = f"{path}: lora_adapter_metadata"
+    for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), where).items():
+        part, _, name = key.rpartition(".")
+        configs[part][name] = value
+    return {part: Settings(where, values) for part, values in configs.items()}
+
+
+def names_of(model: Model, part: str | None) -> dict[str, list[str]]:
+    """What a file may call a module -> the modules, by path, that it can mean: one, except for names without a part."""
+    table: dict[str, list[str]] = defaultdict(list)
+    sgm = unet_table(model.unet.config)
+    heads = kohya_heads(model)
+    for name, network in networks(model).items():
+        for path, module in network.named_modules():
+            if part in (None, name) and isinstance(getattr(module, "weight", None), nn.Parameter):
+                for spelling in spellings(name, path, sgm):
+                    for form in (f"{name}.{spelling}", spelling, heads[name] + spelling.replace(".", "_")):
+                        table[form].append(f"{name}.{path}")
+    return table
+
+
+def kohya_heads(model: Model) -> dict[str, str]:
+    """How kohya's names of a network begin; those of SD's tower do not fit SDXL's, whose shapes are the same."""
+    return {"unet": "lora_unet_", "text_encoder": "lora_te1_" if len(model.texts) > 1 else "lora_te_",
+            "text_encoder_2": "lora_te2_"}
+
+
+def spellings(name: str, path: str, sgm: Table) -> set[str]:
+    """diffusers' path of a module and sgm's; for text towers also transformers' since 5.6; those of the first files."""
+    names = {path, renamed(path, sgm)} if name == "unet" else {path, path.removeprefix("text_model.")}
+    return names | {spelling.removesuffix(new) + old for spelling in names for new, old in FIRST_NAMES.items()
+                    if spelling.endswith("." + new)}
+
+
+def check_family(path: Path, shape: tuple[int, ...], model: Model) -> None:
+    """A change of another family's UNet deserves a better word than its shapes."""
+    expected = model.unet.config.context_dim
+    if len(shape) == 2 and shape[1] != expected:
+        names = [f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width)
+                 for width in (shape[1], expected)]
+        raise CheckpointError(f"{path} is an adapter for another family: it reads text of width {names[0]}, and the "
+                              f"model's is {names[1]}")
+
+
+def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, deltas: dict) -> None:
+    if name in deltas:
+        raise CheckpointError(f"{path}: {shown(key)} changes {name}, which another key of the file changes too")
+    if name not in shapes:
+        raise CheckpointError(f"{path}: {shown(key)} changes {name}, which the model does not have")
+    if not fits(delta, shapes[name]):
+        found = f"{delta.shape} with magnitudes {tuple(delta.magnitude.shape)}" if isinstance(delta, DoRA) \
+            else f"{delta.shape}"
+        raise CheckpointError(f"{path}: {shown(key)} makes a change of the shape {found}, and {name} of the model is "
+                              f"{shapes[name]}")
+
+
+def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool) -> None:
+    if not deltas:
+        raise CheckpointError(f"{path} holds nothing for this model: none of its {len(unmatched)} tensors has a place "
+                              f"there, {listed(unmatched)}")
+    if unmatched and not partial:
+        error = CheckpointError(f"{path}: {len(unmatched)} tensors have no place in the model, {listed(unmatched)}: "
+                                "partial=True leaves them out")
+        error.add_note("\n".join(unmatched))
+        raise error

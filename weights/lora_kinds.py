@@ -1,0 +1,149 @@
+"""What an adapter file holds for one module -> the change of its weight, for every kind of adapter and its spellings.
+
+Endings of the keys and shapes: kohya-ss/sd-scripts (networks/lora.py), KohakuBlueleaf/LyCORIS (lycoris/modules), peft
+(tuners/lora, loha, lokr) and diffusers (loaders).
+"""
+
+import re
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+
+from .settings import Settings, is_number
+
+FIELDS = {   # how keys end -> what the tensor is
+    **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
+    **{f"{name}.weight": "up" for name in ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")},
+    "lora_mid.weight": "core", "alpha": "alpha", "diff": "diff", "w_norm": "diff", "diff_b": "bias", "b_norm": "bias",
+    "lora_B.bias": "up_bias", "dora_scale": "dora_scale",
+    "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
+    **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_t1", "hada_w2_a", "hada_w2_b", "hada_t2",
+                               "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
+}
+REFUSED = {   # how keys end -> the kind of adapter, which is not implemented
+    **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"), "GLoRA"),
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "oft_R.weight", "boft_R", "boft_s"), "OFT or BOFT"),
+    **dict.fromkeys(("on_input", "ia3_l"), "IA3"),
+}
+FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")   # of the first diffusers files
+RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")   # (r i); the last is missing where LoKr is not factored
+CONFIG = {   # peft's settings -> the values that we implement, or that concern its training only
+    "peft_type": ("LORA", "LOHA", "LOKR"), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "fan_in_fan_out": (False,), "layer_replication": (None,), "use_qalora": (False,), "use_bdlora": (None,),
+}
+NAME = re.compile(r"[\w.]+")
+
+
+def split(key: str) -> tuple[str, str]:
+    """Key -> module, as the file spells it, and field; the field is "" for an ending that no adapter has. ValueError
+    with the kind of adapter if it is one of REFUSED."""
+    key = FIRST.sub(r".to_\1.lora.\2.weight", key.replace("base_model.model.", "", 1))
+    for n in (3, 2, 1):
+        module, *rest = key.rsplit(".", n)
+        ending = ".".join(rest)
+        if ending in REFUSED:
+            raise ValueError(f"{REFUSED[ending]} is not implemented; LoRA, LoHa, LoKr, DoRA and full differences are")
+        if ending in FIELDS:
+            return module, FIELDS[ending]
+    return key, ""
+
+
+def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Settings]) -> float:
+    """alpha / rank: from the file's alpha, from peft's configuration of this network, or else 1. LyCORIS does not scale
+    a LoKr that is not factored. CheckpointError for a configuration that cannot be followed."""
+    rank = next((len(fields[name]) for name in RANKED if name in fields and fields[name].ndim), None)
+    if "alpha" in fields and fields["alpha"].numel() == 1:
+        return fields["alpha"].item() / rank if rank else 1.0
+    part, _, path = module.partition(".")
+    if part not in configs:
+        part, path = "", module
+    return configured(configs[part], path, rank) if part in configs else 1.0
+
+
+def configured(config: Settings, path: str, rank: int | None) -> float:
+    config.only(CONFIG)
+    name = "lora_alpha" if config.values.get("peft_type", "LORA") == "LORA" else "alpha"
+    alpha, r = config.number(name, 8), config.whole("r", 8)
+    alpha, r = by_pattern(config, "alpha_pattern", path, alpha), by_pattern(config, "rank_pattern", path, r)
+    if r <= 0 or rank not in (None, r):
+        config.refuse("r", f"a rank of {r} is configured for {path}, and {rank} is in the file")
+    return alpha / (sqrt(r) if config.flag("use_rslora") else r)
+
+
+def by_pattern(config: Settings, key: str, path: str, default: float) -> float:
+    """The value of the first name that the path is, or ends with; peft's regular expressions are not followed."""
+    table = config.values.get(key) or {}
+    if not isinstance(table, dict) or not all(map(is_number, table.values())):
+        config.refuse(key, "an object from names to numbers is expected")
+    for pattern, value in table.items():
+        name = pattern.removeprefix("^").removesuffix("$")
+        if not NAME.fullmatch(name):
+            config.refuse(key, f"{name!r} is a regular expression: only plain names are read")
+        if path == name or path.endswith("." + name) and not pattern.startswith("^"):
+            return value
+    return default
+
+
+def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
+    """Changes of a module's "weight" and "bias". ValueError if the tensors do not make up one."""
+    left = dict(fields)
+    changes: dict[str, Delta] = {}
+    if "bias" in left:
+        changes["bias"] = Full(left.pop("bias"))
+    if left:
+        change = direction(left, scale)
+        if "up_bias" in left and "bias" not in changes:
+            bias = left.pop("up_bias")
+            changes["bias"] = Full(scale * bias.to(torch.promote_types(bias.dtype, torch.float32)))
+        for name in ("magnitude", "dora_scale"):
+            if name in left and not isinstance(change, DoRA):
+                change = DoRA(change, column(left.pop(name), name))
+        changes["weight"] = change
+    if left:
+        used = sorted(fields.keys() - left.keys())
+        raise ValueError(f"{', '.join(sorted(left))} cannot stand with {', '.join(used)}")
+    return changes
+
+
+def direction(fields: dict[str, Tensor], scale: float) -> Delta:
+    """Takes out of fields what it uses."""
+    try:
+        if "diff" in fields:
+            return Full(fields.pop("diff"))
+        if fields.pop("alpha", torch.ones(1)).numel() != 1:
+            raise ValueError("alpha must be one number")
+        if fields.keys() & {"lokr_w1", "lokr_w1_a"}:
+            return LoKr(factor(fields, "lokr_w1"), factor(fields, "lokr_w2"), scale)
+        if "hada_w1_a" in fields:
+            return LoHa(factor(fields, "hada_w1"), factor(fields, "hada_w2"), scale)
+        up, down, core = fields.pop("up"), fields.pop("down"), fields.pop("core", None)
+        return LoRA(matrix(up), down if core is None else matrix(down), core, scale)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from None
+
+
+def factor(fields: dict[str, Tensor], name: str) -> Full | Product:
+    """A factor of LoHa or LoKr: itself, or the product of w_a (o r) and w_b; with a core t, w_a is (r o)."""
+    if name in fields:
+        return Full(fields.pop(name))
+    a, b, core = (fields.pop(key, None) for key in (f"{name}_a", f"{name}_b", name.replace("w", "t")))
+    if a is None or b is None:
+        raise KeyError(f"{name}_a" if a is None else f"{name}_b")
+    return Product(a.T if core is not None and a.ndim == 2 else a, b, core)
+
+
+def matrix(tensor: Tensor) -> Tensor:
+    """A 1x1 convolution as a matrix."""
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
+
+
+def column(magnitude: Tensor, name: str) -> Tensor:
+    """DoRA's magnitudes as (o 1) or (1 i). peft's are always of the outputs, stored (o) or (1 o 1 1); LyCORIS' are
+    (o 1), (1 i) and the like."""
+    if name == "magnitude" or magnitude.ndim == 1:
+        return magnitude.reshape(-1, 1)
+    return matrix(magnitude)

@@ -1,0 +1,126 @@
+"""ldm.lora.Adapter -> a file that kohya's tools, LyCORIS, diffusers and this program read."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.lora import Adapter, check, networks, parameters
+from ldm.model import Model
+
+from .errors import CheckpointError
+from .layouts import renamed, unet_table
+from .lora_files import kohya_heads
+
+
+def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str = "diffusers") -> None:
+    """Write an adapter of this model as a .safetensors file, which appears under its name when it is complete.
+
+    layout: "diffusers", which holds LoRA and DoRA of linear and convolutional layers; or "kohya", which holds every
+    kind. The adapter's metadata go with it. CheckpointError if the path is taken or the layout cannot hold a change;
+    ValueError for another layout, or if the adapter is of another model.
+    """
+    path, layouts = Path(path), {"diffusers": diffusers, "kohya": kohya}
+    if layout not in layouts:
+        raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(layouts)}")
+    if path.exists():
+        raise CheckpointError(f"{path} exists already: choose another name, or remove it")
+    check(adapter, parameters(model))
+    tensors, own = layouts[layout](adapter, model)
+    metadata = {key: text for key, text in adapter.metadata.items() if key != "lora_adapter_metadata"}
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+        save_file(tensors, part, metadata={"format": "pt", **metadata, **own})
+        part.chmod(0o644)   # the library keeps it to its owner
+        os.replace(part, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
+    sgm = unet_table(model.unet.config) if model.facts.family != "sd" else {}
+    heads, targets, tensors = kohya_heads(model), parameters(model), {}
+    for name, delta in adapter.deltas.items():
+        (part, path), (path, kind) = name.split(".", 1), name.split(".", 1)[1].rsplit(".", 1)
+        stem = heads[part] + (renamed(path, sgm) if part == "unet" else path).replace(".", "_")
+        norm = targets[f"{part}.{path}.weight"].ndim == 1
+        if kind == "bias":
+            tensors[f"{stem}.{'b_norm' if norm else 'diff_b'}"] = delta.change
+        elif norm:
+            tensors[f"{stem}.w_norm"] = delta.change
+        else:
+            fields = kohya_fields(delta, kernel=targets[name].ndim == 4)
+            tensors |= {f"{stem}.{field}": tensor for field, tensor in fields.items()}
+    return tensors, {}
+
+
+def kohya_fields(delta: Delta, kernel: bool) -> dict[str, Tensor]:
+    """kernel: the layer is a convolution, whose 1x1 factors have four axes in these files."""
+    def shaped(factor: Tensor) -> Tensor:
+        return factor[:, :, None, None] if kernel and factor.ndim == 2 else factor
+    match delta:
+        case DoRA(inner, magnitude): return kohya_fields(inner, kernel) | {"dora_scale": shaped(magnitude)}
+        case Full(change): return {"diff": change}
+        case LoKr(Full(first), Full() as second, scale):      # LyCORIS applies no alpha to this one
+            return factors(Full(scale * first), "lokr_w1") | factors(second, "lokr_w2")
+        case LoKr(first, second): fields = factors(first, "lokr_w1") | factors(second, "lokr_w2")
+        case LoHa(first, second): fields = factors(first, "hada_w1") | factors(second, "hada_w2")
+        case LoRA(up, down, core):
+            fields = {"lora_up.weight": shaped(up), "lora_down.weight": shaped(down)}
+            fields |= {} if core is None else {"lora_mid.weight": core}
+    return fields | {"alpha": torch.tensor(delta.scale * delta.rank, dtype=torch.float64)}
+
+
+def factors(part: Full | Product, name: str) -> dict[str, Tensor]:
+    """LyCORIS' names of a factor; Tucker's form has `up` transposed there."""
+    match part:
+        case Full(change): return {name: change}
+        case Product(up, down, None): return {f"{name}_a": up, f"{name}_b": down}
+        case Product(up, down, core): return {f"{name}_a": up.T, f"{name}_b": down, name.replace("w", "t"): core}
+
+
+def diffusers(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The scales go into the metadata, as the configuration of peft from which diffusers makes its layers."""
+    tensors, settings = {}, {}
+    for part, network in networks(model).items():
+        changes = {name.removeprefix(f"{part}.").removesuffix(".weight"): delta
+                   for name, delta in adapter.deltas.items() if name.startswith(f"{part}.")}
+        for path, delta in changes.items():
+            inner, magnitude = (delta.direction, delta.magnitude) if isinstance(delta, DoRA) else (delta, None)
+            if not isinstance(inner, LoRA) or inner.core is not None or magnitude is not None and len(magnitude) == 1:
+                raise CheckpointError(f"diffusers' layout cannot hold the {type(inner).__name__} of {part}.{path}: "
+                                      "save it in kohya's")
+            axes = (..., None, None) if network.get_parameter(f"{path}.weight").ndim == 4 else ...
+            tensors[f"{part}.{path}.lora_A.weight"] = inner.down[axes] if inner.down.ndim == 2 else inner.down
+            tensors[f"{part}.{path}.lora_B.weight"] = inner.up[axes]
+            if magnitude is not None:
+                tensors[f"{part}.{path}.lora_magnitude_vector"] = magnitude[:, 0] if axes is ... else magnitude.T[axes]
+        if changes:
+            settings |= {f"{part}.{key}": value for key, value in configuration(part, changes).items()}
+    return tensors, {"lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
+
+
+def configuration(part: str, changes: dict[str, LoRA | DoRA]) -> dict:
+    """Rank and alpha of most layers, and those of the others by name; transformers 5.6 dropped "text_model."."""
+    with_magnitude = {isinstance(delta, DoRA) for delta in changes.values()}
+    if len(with_magnitude) > 1:
+        raise CheckpointError(f"diffusers' layout cannot hold DoRA in some layers of {part} only: save it in kohya's")
+    names = {path: f"^{path}" if part == "unet" else path.removeprefix("text_model.") for path in changes}
+    inner = {names[path]: delta.direction if isinstance(delta, DoRA) else delta for path, delta in changes.items()}
+    ranks = {name: delta.rank for name, delta in inner.items()}
+    alphas = {name: delta.scale * delta.rank for name, delta in inner.items()}
+    (rank, _), = Counter(ranks.values()).most_common(1)
+    (alpha, _), = Counter(alphas.values()).most_common(1)
+    return {"r": rank, "lora_alpha": alpha, "use_dora": with_magnitude == {True},
+            "rank_pattern": {name: other for name, other in ranks.items() if other != rank},
+            "alpha_pattern": {name: other for name, other in alphas.items() if other != alpha},
+            "target_modules": sorted(name.removeprefix("^") for name in names.values())}
