@@ -18,10 +18,16 @@ def condition(unet: UNet, cond: Conditioning) -> Network:
 
 def classifier_free(unet: UNet, cond: Conditioning, uncond: Conditioning, scale: float) -> Network:
     """Classifier-free guidance (arXiv 2207.12598): away from the unconditional output, both in one batch."""
+    both = guided_and_free(unet, cond, uncond, scale)
+    return lambda x, t: both(x, t)[0]
+
+
+def guided_and_free(unet: UNet, cond: Conditioning, uncond: Conditioning, scale: float) -> Network:
+    """Both outputs that CFG++ needs (arXiv 2406.08070): with guidance and without the prompt, (2 b c h w)."""
     both = condition(unet, Conditioning.cat(uncond, cond))
 
     def guided(x: Tensor, t: Tensor | float) -> Tensor:
         without, given = both(torch.cat([x, x]), t).chunk(2)
-        return without + scale * (given - without)
+        return torch.stack([without + scale * (given - without), without])
 
     return guided

@@ -6,9 +6,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from samplers import SAMPLERS
+from samplers import SAMPLERS, Sampler, find
 from samplers.denoiser import denoiser
-from samplers.noise import Streams
+from samplers.noise import BrownianTree, Streams
 from samplers.schedule import EDM, NoiseTable, choose, noise_table, start_scale
 from samplers.step import Step
 
@@ -31,8 +31,9 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
                   decode: bool = True) -> Tensor:
     """Draw one picture per prompt: (b 3 height width) in [-1, 1]; without `decode` its latents (b 4 h w).
 
-    negative: what to move away from; one text for all pictures or one each. guidance: 1 or less means off.
-    sampler, schedule: names in samplers.SAMPLERS and samplers.schedule.SCHEDULES.
+    negative: what to move away from; one text for all pictures or one each. guidance: 1 or less means off,
+    but for samplers of CFG++, whose scale is an interpolation, 0 to 1.
+    sampler: a name in samplers.SAMPLERS, or another program's for it; schedule: one in samplers.schedule.SCHEDULES.
     seeds: one per picture, or one to count up from; a single prompt is drawn once per seed. Picture k takes all of
     its noise from seeds[k] alone. noise: unit Gaussian (b 4 h w) to start from instead.
     sizes, negative_sizes: SDXL's micro-conditioning, the picture's own size if not given, and that of the negative
@@ -46,21 +47,24 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
     check_size(height, width, facts.vae.factor)
     prompts, seeds = pair(prompts, seeds)
     negatives = one_each(negative, len(prompts))
-    guidance = facts.guidance if guidance is None else guidance
+    usual = defaults(facts, sampler)
+    guidance = usual["guidance"] if guidance is None else guidance
     if not isfinite(guidance):
         raise ValueError(f"guidance {guidance}: must be a number; 1 or less means off")
 
-    chosen, name = lookup_sampler(sampler or facts.sampler), schedule or facts.schedule
+    chosen, name = SAMPLERS[usual["sampler"]], schedule or usual["schedule"]
     levels = noise_levels(facts.noise)
-    sigmas, times = choose(levels, name, facts.steps if steps is None else steps, facts.offset,
+    sigmas, times = choose(levels, name, usual["steps"] if steps is None else steps, facts.offset,
                            chosen.drops_last, chosen.whole_times, chosen.ends_at_zero)
+    options = dict(table=trained_table(levels, usual["sampler"])) if chosen.takes_table else {}
 
     sizes = sizes or Sizes(original=(height, width), target=(height, width))
     cond = conditioning.encode(model.texts, model.tokenizer, facts, prompts, sizes)
     check_finite(cond.context, "the text encoder")
-    if guidance > 1:
+    if guidance > 1 or chosen.takes_pairs:
         uncond = conditioning.encode(model.texts, model.tokenizer, facts, negatives, negative_sizes or sizes)
-        network = guide.classifier_free(model.unet, cond, uncond, guidance)
+        guided = guide.guided_and_free if chosen.takes_pairs else guide.classifier_free
+        network = guided(model.unet, cond, uncond, guidance)
     else:
         network = guide.condition(model.unet, cond)
 
@@ -72,7 +76,8 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
     x = start * start_scale(sigmas[0], name, chosen.unit_variance)
 
     denoise = denoiser(network, levels, facts.prediction, times)
-    for step in chosen.run(denoise, x, sigmas, streams) if chosen.stochastic else chosen.run(denoise, x, sigmas):
+    source = [noise_source(chosen, sigmas, seeds, streams)] if chosen.stochastic else []
+    for step in chosen.run(denoise, x, sigmas, *source, **options):
         x = step.x
         if watch:
             watch(step)
@@ -88,13 +93,33 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
 def noise_levels(noise: NoiseConfig) -> NoiseTable | EDM:
     if noise.edm:
         return EDM(noise.sigma_min, noise.sigma_max, noise.sigma_data)
-    return noise_table(noise.beta_start, noise.beta_end, noise.beta_law, noise.trained)
+    return noise_table(noise.beta_start, noise.beta_end, noise.beta_law, noise.trained, noise.zero_snr)
 
 
-def lookup_sampler(name: str):
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
+def defaults(facts: ModelConfig, sampler: str | None = None) -> dict:
+    """What text_to_image takes for each argument that is None, where this sampler is asked for.
+
+    A sampler may be made for a schedule. A scale for CFG++ is a usual one divided by 12.5, as A1111 has it.
+    Raises ValueError for an unknown sampler.
+    """
+    name = find(sampler or facts.sampler)
+    chosen = SAMPLERS[name]
+    return dict(sampler=name, schedule=chosen.schedule or facts.schedule, steps=facts.steps,
+                guidance=facts.guidance / 12.5 if chosen.takes_pairs else facts.guidance,
+                height=facts.size, width=facts.size)
+
+
+def trained_table(levels: NoiseTable | EDM, sampler: str) -> NoiseTable:
+    if isinstance(levels, EDM):
+        raise ValueError(f"sampler {sampler!r} needs trained time steps and this model has none: choose another")
+    return levels
+
+
+def noise_source(chosen: Sampler, sigmas: Sequence[float], seeds: Sequence[int], streams: Streams):
+    """What the sampler draws from, as its publishers do: the streams of the pictures, or their Brownian paths."""
+    if chosen.noise != "brownian":
+        return streams
+    return BrownianTree(seeds, streams.shape, min(s for s in sigmas if s > 0), max(sigmas), streams.device)
 
 
 def check_text_suffices(facts: ModelConfig):

@@ -1,8 +1,11 @@
 """Random numbers that belong to pictures, not to batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from math import sqrt
 
 import torch
+from numpy.random import SeedSequence
 from torch import Tensor
 
 
@@ -23,3 +26,77 @@ class Streams:
     def __call__(self, sigma: float, lower: float) -> Tensor:
         """As samplers ask for it; white noise does not depend on the levels of the step."""
         return self.draw()
+
+
+class BrownianTree:
+    """One Brownian motion over sigma per picture; its increments, scaled to unit variance, are the noise of a step.
+
+    Noise over neighbouring intervals is independent and over overlapping ones is shared, so the path, and with it the
+    picture, stays the same where a step is divided in two. The increments are torchsde's BrownianTree, bit for bit,
+    in the use that k-diffusion makes of it: noise(sigma, lower) is -(W(sigma) - W(lower)) / sqrt(sigma - lower).
+
+    seeds: one per picture. shape: of one picture, (c h w). sigma_min, sigma_max: the smallest level above 0 and the
+    largest that will be asked for. The numbers are drawn on the CPU.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], sigma_min: float, sigma_max: float,
+                 device: torch.device | str = "cpu"):
+        self.paths = [BrownianPath(seed, shape, sigma_min, sigma_max) for seed in seeds]
+        self.device = device
+
+    def __call__(self, sigma: float, lower: float) -> Tensor:
+        """Unit Gaussian of the step from sigma to lower: (b c h w) float32. Raises ValueError outside the range."""
+        a, b = sorted((sigma, lower))
+        increment = torch.stack([path.increment(a, b) for path in self.paths])
+        return (increment * (1 if sigma < lower else -1) / sqrt(b - a)).to(self.device)
+
+
+class BrownianPath:
+    """A Brownian motion of which every point can be asked for, in any order.
+
+    The range is halved again and again; what the left half gains, given the gain of the whole, is Gaussian (a Brownian
+    bridge), drawn from a seed that belongs to the place in the tree. Points are rounded to 6 digits, so the halving
+    ends.
+    """
+
+    def __init__(self, seed: int, shape: Sequence[int], start: float, end: float):
+        self.seed, self.shape = seed, tuple(shape)
+        self.start, self.end = round(start, 6), round(end, 6)
+        self.generator = torch.Generator()
+        self.whole = self.draw() * sqrt(end - start)
+        self.kept, self.used = {}, {}   # gains of left halves in the previous query and in this one
+
+    def increment(self, a: float, b: float) -> Tensor:
+        """W(b) - W(a) for a < b."""
+        a, b = round(a, 6), round(b, 6)
+        if not self.start <= a < b <= self.end:
+            raise ValueError(f"noise between {a} and {b}: choose two levels from {self.start} to {self.end}")
+        self.kept, self.used = self.used, {}
+        return reduce(torch.add, self.cover(a, b, self.start, self.end, self.whole, key=0, depth=0))
+
+    def cover(self, a: float, b: float, left: float, right: float, gain: Tensor, key: int,
+              depth: int) -> Iterator[Tensor]:
+        """The gains of the largest nodes of the tree that make up [a, b], from left to right."""
+        if (a, b) == (left, right):
+            yield gain
+            return
+        middle = round((left + right) / 2, 6)
+        left_gain = self.bridge(left, middle, right, gain, key, depth)
+        if a < middle:
+            yield from self.cover(a, min(b, middle), left, middle, left_gain, 2 * key, depth + 1)
+        if b > middle:
+            yield from self.cover(max(a, middle), b, middle, right, gain - left_gain, 2 * key + 1, depth + 1)
+
+    def bridge(self, left: float, middle: float, right: float, gain: Tensor, key: int, depth: int) -> Tensor:
+        """What the left half gains: its share of the whole, and noise that vanishes at both ends."""
+        node = key, depth
+        if node not in self.kept:
+            share, rest, reciprocal = middle - left, right - middle, 1 / (right - left)
+            noise = self.draw(spawn_key=node)
+            self.kept[node] = share * gain * reciprocal + sqrt(share * rest * reciprocal) * noise
+        self.used[node] = self.kept[node]
+        return self.used[node]
+
+    def draw(self, **place) -> Tensor:
+        seed = SeedSequence(self.seed, pool_size=24, **place).generate_state(1)[0]
+        return torch.randn(self.shape, generator=self.generator.manual_seed(int(seed)))

@@ -1,5 +1,7 @@
-"""What every sampler yields."""
+"""What every sampler yields, and the tensor operations that they are made of."""
 
+from collections.abc import Callable, Sequence
+from math import sqrt
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,3 +14,21 @@ class Step(NamedTuple):
     sigma: float
     x: Tensor
     x0: Tensor
+
+
+def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of weights[k] * tensors[k], with one pass over memory for each."""
+    total = tensors[0] * weights[0]
+    for weight, tensor in zip(weights[1:], tensors[1:]):
+        total = total.add_(tensor, alpha=weight)   # in place: nobody else holds it
+    return total
+
+
+def stir(x: Tensor, up: float, noise: Callable[[float, float], Tensor], sigma: float, lower: float) -> Tensor:
+    """x with fresh noise of deviation `up`; 0 draws nothing."""
+    return x if up == 0 else x.add(noise(sigma, lower), alpha=up)
+
+
+def relabelled(x: Tensor, level: float, label: float) -> Tensor:
+    """What a sampler that scales x to unit variance takes x at `level` for, if it is told that the level is `label`."""
+    return x if level == label else x * sqrt((1 + label**2) / (1 + level**2))

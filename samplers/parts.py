@@ -1,0 +1,47 @@
+"""Parts of a schedule. A schedule is a list, so where to begin, stop or hand over is slicing.
+
+Three programs mean three things by the strength of an image-to-image run; each function says whose it is.
+"""
+
+from collections.abc import Callable, Mapping
+
+
+def start_at_strength(sigmas: list[float], strength: float) -> list[float]:
+    """The last int(strength * steps) steps: image-to-image as diffusers counts.
+
+    Add noise of level result[0] to the picture. Raises ValueError if no step is left.
+    """
+    steps = len(sigmas) - 1
+    kept = min(int(steps * strength), steps)
+    if kept < 1:
+        raise ValueError(f"strength {strength} of {steps} steps: leaves none; choose at least {1 / steps:.3g}")
+    return sigmas[steps - kept:]
+
+
+def start_at_strength_a1111(sigmas: list[float], strength: float) -> list[float]:
+    """A1111's image-to-image: one step more than diffusers, and never from the very top."""
+    steps = len(sigmas) - 1
+    return sigmas[steps - int(min(strength, 0.999) * steps) - 1:]
+
+
+def start_at_strength_comfy(make: Callable[[int], list[float]], steps: int, strength: float) -> list[float]:
+    """ComfyUI's image-to-image ("denoise"): always `steps` steps, the last ones of a longer schedule make(count)."""
+    return make(int(steps / strength))[-(steps + 1):]
+
+
+def split(sigmas: list[float], step: int) -> tuple[list[float], list[float]]:
+    """Two lists that share the level where one model hands over to another, after `step` steps."""
+    return sigmas[:step + 1], sigmas[step:]
+
+
+def split_at_time(sigmas: list[float], times: Mapping[float, float], cut: float) -> tuple[list[float], list[float]]:
+    """SDXL's base and refiner as diffusers divide them: the base has the steps that begin at `cut` or later.
+
+    cut: a trained time, 200 for denoising_end = 0.8. On Karras' schedule 40 steps become 25 and 15, not 32 and 8.
+    """
+    return split(sigmas, sum(times[sigma] >= cut for sigma in sigmas[:-1]))
+
+
+def discard_next_to_last(sigmas: list[float]) -> list[float]:
+    """Leave out the level before the end: what A1111 and ComfyUI do for dpm_2 and uni_pc, from one step more."""
+    return [*sigmas[:-2], sigmas[-1]]

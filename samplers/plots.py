@@ -1,0 +1,79 @@
+"""Plots of schedules, paths and errors onto matplotlib axes that the caller makes; nothing is imported for it."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b", "#8c510a")
+GRID = dict(color="#e5e5e5", linewidth=0.8)
+
+
+def colour(k: int) -> str:
+    return COLOURS[k % len(COLOURS)]
+
+
+def curves(axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], names: Sequence[str], xlabel: str,
+           ylabel: str, floor: float | None = None):
+    """Named lines (x, y), both logarithmic; `names` fixes the colours. floor: what y cannot be expected to pass."""
+    for name, (x, y) in lines.items():
+        k = list(names).index(name)
+        axes.plot(x, y, "o-" if k < len(COLOURS) else "s--", color=colour(k), markersize=4, linewidth=1.6, label=name)
+    if floor:
+        axes.axhline(floor, color="#888", linestyle=":", linewidth=1.2, label="two exact draws")
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    ticks = sorted({value for x, _ in lines.values() for value in x})
+    apart = [b for a, b in zip([0, *ticks], ticks) if b > 1.3 * a]
+    axes.set_xticks(apart, [str(n) for n in apart])
+    low, high = axes.get_ylim()
+    if high < 100 * low:   # too narrow for powers of ten
+        fine = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 3, 5) if low < m * 10.0**e < high]
+        axes.set_yticks(fine, [f"{value:g}" for value in fine])
+    axes.minorticks_off()
+    axes.grid(**GRID)
+    axes.legend(fontsize=7.5, frameon=False, ncols=1 + len(lines) // 7)
+
+
+def levels(axes, schedules: Mapping[str, Sequence[float]]):
+    """A row of marks per schedule, at its noise levels above 0."""
+    for k, sigmas in enumerate(schedules.values()):
+        sigmas = [sigma for sigma in sigmas if sigma > 0]
+        axes.hlines(k, sigmas[-1], sigmas[0], color=colour(k), linewidth=1, alpha=0.4)
+        axes.plot(sigmas, [k] * len(sigmas), "|", color=colour(k), markersize=13, markeredgewidth=1.8)
+    axes.set_yticks(range(len(schedules)), schedules)
+    axes.set(xscale="log", xlabel="noise level sigma", ylim=(len(schedules) - 0.5, -0.5))
+    axes.invert_xaxis()
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(left=False)
+    axes.grid(axis="x", **GRID)
+
+
+def paths(axes, states: Sequence[tuple[float, Tensor]], exact: Sequence[tuple[float, Tensor]], samples: Tensor,
+          color: str, count: int = 14):
+    """Where `count` points in the plane go, drawn at unit variance so that the noisy beginning fits in.
+
+    states, exact: (sigma, x (1 2 1 n)) along a sampler's path and along the true one. samples: clean points (n 2).
+    """
+    def tracks(path: Sequence[tuple[float, Tensor]]) -> Tensor:
+        return torch.stack([x[0, :, 0, :count] / sqrt(1 + sigma**2) for sigma, x in path])   # (levels 2 count)
+
+    axes.scatter(*samples[:1500].T, s=3, color="#d9d9d9", linewidths=0)
+    truth, found = tracks(exact), tracks(states)
+    for k in range(truth.shape[2]):
+        axes.plot(*truth[:, :, k].T, color="#777", linewidth=0.9)
+        axes.plot(*found[:, :, k].T, ".-", color=color, linewidth=1, markersize=3.5)
+    axes.plot(*truth[-1], "x", color="black", markersize=5)
+    axes.set(xlim=(-2.6, 2.6), ylim=(-2.2, 2.2), aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def pictures(axes, columns: Sequence[Tensor], labels: Sequence[str]):
+    """Columns of pictures (b 3 h w) in [-1, 1], with a label each."""
+    whole = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)   # (3, b h, columns w)
+    axes.imshow(((whole + 1) / 2).clamp(0, 1).permute(1, 2, 0).float().cpu())
+    width = whole.shape[2] / len(columns)
+    axes.set_xticks([(k + 0.5) * width for k in range(len(columns))], labels, fontsize=8)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(bottom=False)
