@@ -1,7 +1,8 @@
-"""The few numerical operations of the networks, each as a readable reference and as PyTorch's fast version.
+"""The few numerical operations of the networks: a readable reference, PyTorch's fast version, and our Triton kernel.
 
 Letters: b batch, n image or text tokens, m keys, d width of one head, c channels.
-`with ops.backend("reference"): ...` runs every network in the block through the reference.
+`with ops.backend("reference"): ...` runs every network in the block through the reference, "triton" through the kernels
+of ldm/kernels. Gradients are taken inside the block too: checkpointing computes parts of the forward pass again.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-BACKENDS = ("reference", "torch")
+BACKENDS = ("reference", "torch", "triton")
 _backend = "torch"
 
 
@@ -36,6 +37,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Softmax attention (arXiv 1706.03762): q (b heads n d), k and v (b heads m d) -> (b heads n d)."""
     if _backend == "reference":
         return attention_reference(q, k, v, causal)
+    if _backend == "triton":
+        from .kernels.attention import attention as fused
+        return fused(q, k, v, causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
@@ -63,8 +67,16 @@ class Attend(nn.Module):
         return rearrange(attention(q, k, v, self.causal), "b heads n d -> b n (heads d)")
 
 
-def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False) -> Tensor:
-    """Group normalisation (arXiv 1803.08494) of x (b c h w) with the parameters of `norm`, then SiLU if asked."""
+def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor | None = None) -> Tensor:
+    """Group normalisation (arXiv 1803.08494) of x (b c h w) with the parameters of `norm`, then SiLU if asked.
+
+    shift (b c), such as the time embedding, is added to x first.
+    """
+    if _backend == "triton":
+        from .kernels.group_norm import group_norm as fused
+        return fused(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift)
+    if shift is not None:
+        x = x + rearrange(shift, "b c -> b c 1 1")
     if _backend == "reference":
         x = group_norm_reference(x, norm)
         return x * x.sigmoid() if silu else x
@@ -87,11 +99,26 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
         mean = x.mean(-1, keepdim=True)
         var = (x - mean).square().mean(-1, keepdim=True)
         return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+    if _backend == "triton":
+        from .kernels.layer_norm import layer_norm as fused
+        return fused(x, norm.weight, norm.bias, norm.eps)
     return norm(x)
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """x + residual, and the layer normalisation of that: one pass over memory where the backend can."""
+    if _backend == "triton":
+        from .kernels.layer_norm import add_layer_norm as fused
+        return fused(x, residual, norm.weight, norm.bias, norm.eps)
+    x = x + residual
+    return x, layer_norm(x, norm)
 
 
 def geglu(x: Tensor) -> Tensor:
     """Gated GELU (arXiv 2002.05202): the first half of the last axis times gelu of the second, the erf form."""
+    if _backend == "triton":
+        from .kernels.geglu import geglu as fused
+        return fused(x)
     value, gate = x.chunk(2, dim=-1)
     if _backend == "reference":
         return value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))

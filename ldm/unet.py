@@ -42,8 +42,7 @@ class Resnet(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(ops.group_norm(x, self.norm1, silu=True))
-        h = h + rearrange(self.time_emb_proj(F.silu(emb)), "b c -> b c 1 1")
-        h = self.conv2(ops.group_norm(h, self.norm2, silu=True))
+        h = self.conv2(ops.group_norm(h, self.norm2, silu=True, shift=self.time_emb_proj(F.silu(emb))))
         return self.conv_shortcut(x) + h
 
 
@@ -91,9 +90,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = ops.layer_norm(x, self.norm1)
-        x = x + self.attn1(h, context if self.cross_only else h)
-        x = x + self.attn2(ops.layer_norm(x, self.norm2), context)
-        return x + self.ff(ops.layer_norm(x, self.norm3))
+        x, h = ops.add_layer_norm(x, self.attn1(h, context if self.cross_only else h), self.norm2)
+        x, h = ops.add_layer_norm(x, self.attn2(h, context), self.norm3)
+        return x + self.ff(h)
 
 
 class TokenConv(nn.Conv2d):
