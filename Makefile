@@ -13,7 +13,7 @@ image: .venv/core           ## draw PROMPT with the small model that ships; more
 
 test: .venv/test            ## all tests, on CPU and without network
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 miniature: .venv/train    ## train the small model again, from its pictures to its card; PROCESSES: one per core or GPU
 	$(RUN) scripts/miniature/data.py

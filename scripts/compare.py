@@ -17,10 +17,10 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from comparison import cases, report
-from comparison.blocks import compare, expect
 
 import weights
+from comparison import cases, report
+from comparison.blocks import compare, expect
 from ldm import ops
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}

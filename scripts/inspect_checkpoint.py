@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from weights import CheckpointError, hub, lora_files, lora_kinds
+from weights import CheckpointError, hub_files, lora_files, lora_kinds
 from weights.alone import read_part
 from weights.errors import listed
 from weights.files import Held
@@ -65,7 +65,7 @@ def fail(message: str):
 
 def networks_in(source: str, args: argparse.Namespace) -> tuple[Path, dict[str, Part], Checkpoint | None]:
     """Where it lies, its networks, and what is known of the whole, if it is one. Neither for an adapter."""
-    path, _ = located(source, lambda names: hub.model_files(names, args.variant), args.revision, args.offline)
+    path, _ = located(source, lambda names: hub_files.model_files(names, args.variant), args.revision, args.offline)
     try:
         checkpoint = read_checkpoint(path, args.variant)
         return path, checkpoint.parts, checkpoint

@@ -6,8 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")   # numpy multiplies small blocks in Triton's interpreter
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"             # kernels run on the CPU; triton reads it when it is first imported
 
 ROOT = Path(__file__).parent.parent
 NO_NETWORK = Path(__file__).parent / "no_network"
@@ -15,7 +20,7 @@ NO_NETWORK = Path(__file__).parent / "no_network"
 runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(NO_NETWORK), str(ROOT)])   # for the programs that tests start
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)   # tiny tensors; `make test` runs two processes
 
 
 def pytest_collection_modifyitems(items):

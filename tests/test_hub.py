@@ -137,7 +137,7 @@ for i in (1, 2):
         "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
         "text_encoder_2/model.safetensors"}),
     (SD15, partial(part_files, part="unet", variant="non_ema"),
-     {"unet/config.json", "unet/diffusion_pytorch_model.non_ema.safetensors"}),
+     {"scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.non_ema.safetensors"}),
     (FIX, partial(part_files, part="vae"), {"config.json", "diffusion_pytorch_model.safetensors"}),
     (FIX, part_files, {"config.json", "diffusion_pytorch_model.safetensors"}),
     (["config.json", "model.safetensors", "pytorch_model.bin"], part_files, {"config.json", "model.safetensors"}),

@@ -88,7 +88,7 @@ def test_no_pickle_and_no_eval_outside_training():
         text = path.read_text()
         assert not calls & {"eval", "exec"}, path
         assert not re.search(r"^\s*(import|from) +(pickle|dill|shelve|marshal)\b", text, re.M), path
-        allowed = "miniature" in path.parts or path.name == "convert.py"   # its own training checkpoints; a child process
+        allowed = "miniature" in path.parts or path.name == "convert.py"   # its own checkpoints; a child process
         assert "torch.load" not in calls or allowed, path
 
 

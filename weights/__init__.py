@@ -14,7 +14,7 @@
 from pathlib import Path
 
 from .errors import CheckpointError
-from .hub import one_file
+from .hub_files import one_file
 from .load import file_hash, file_hashes, load, load_part, located
 from .lora_files import adapter_file, load_adapter
 from .lora_save import save_adapter

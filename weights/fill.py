@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .errors import CheckpointError, listed, shown
 from .files import Held
 from .layouts import Piece, pieces, published_name
 from .parts import Part
-from .safetensors_file import FLOATS, read_tensors
+from .safetensors_file import FLOATS, check_float, read_tensors
 
 HARMLESS = (   # a tensor without a place in our networks, and what it is, and so why it can be left out
     (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
@@ -34,10 +35,19 @@ class Place(NamedTuple):
 Places = dict[str, Place]   # by the names of the network
 
 
+class Uninitialised(TorchFunctionMode):
+    """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs or {})
+
+
 def empty(part: Part) -> nn.Module:
     """The network without memory for its parameters, frozen and in evaluation mode."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             return part.network(part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{part.path}: no such {part.network.__name__} as {part.described_by} describes can be "
@@ -102,9 +112,7 @@ def check_shapes(needed: Mapping, places: Places, part: Part) -> None:
         raise CheckpointError(f"{part.path} has {len(wrong)} tensors of another shape than {part.described_by} "
                               f"describes, {listed(wrong)}: put the files of one model together")
     for held, _ in places.values():
-        if held.entry.dtype not in FLOATS:
-            raise CheckpointError(f"{held.file}: {shown(held.key)} is of type {held.entry.dtype}: only "
-                                  f"{', '.join(FLOATS)} are read")
+        check_float(held.file, held.key, held.entry)
 
 
 def shape_of(piece: Piece, shape: tuple[int, ...], needed: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 is executed. Names and defaults of the settings are those of diffusers 0.42.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ldm.config import CLIPConfig, ModelConfig, NoiseConfig, TinyVAEConfig, UNetConfig, VAEConfig
@@ -10,7 +11,7 @@ from .configs import TINY_LATENT, clip_config, latent_config, latent_size, tiny_
 from .disk import names_in, read_json
 from .errors import CheckpointError, shown
 from .files import find_weights, read_stored
-from .parts import NUMBERS, Checkpoint, Part
+from .parts import NUMBERS, TOKENS, Checkpoint, Part
 from .settings import Settings, is_number, is_whole
 
 CLASSES = {
@@ -46,12 +47,11 @@ NOISE_ONLY = {   # a scheduler's other settings say how to sample; these say how
     "use_flow_sigmas": (False,), "rho": (7,),
 }
 PADS = {"!": 0, "<|endoftext|>": 49407}
-TOKENS = 49408   # in the one vocabulary of all these models
 
 
-def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
-    """All that the JSON files say, and what the weight files hold. CheckpointError names the file and the setting that
-    this program cannot use."""
+def read_folder(folder: Path, variant: str | None = None, without: Collection[str] = ()) -> Checkpoint:
+    """All that the JSON files say, and what the weight files hold, but those of the parts `without`. CheckpointError
+    names the file and the setting that this program cannot use."""
     if "model_index.json" not in names_in(folder):
         raise CheckpointError(f"{folder}: model_index.json is missing: this is no model folder in diffusers' layout")
     index = Settings(str(folder / "model_index.json"), read_json(folder / "model_index.json"))
@@ -73,7 +73,8 @@ def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
         zero_empty_prompt=family != "sd" and index.flag("force_zeros_for_empty_prompt", True), **choices)
     check_parts_fit(index, facts, unet_json)
     configs = {"unet": unet, "vae": vae} | dict(zip(TOWERS[family], texts))
-    return Checkpoint(facts, {name: read_part(folder / name, config, variant) for name, config in configs.items()})
+    return Checkpoint(facts, {name: read_part(folder / name, config, variant) for name, config in configs.items()
+                              if name not in without})
 
 
 def read_part(folder: Path, config: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig, variant: str | None) -> Part:

@@ -1,6 +1,7 @@
 """Which files of a repository on the hub are needed, by their names alone: for a model, a network or an adapter."""
 
 import re
+from collections.abc import Collection
 
 from .errors import CheckpointError, listed, shown
 from .files import chosen, offered
@@ -12,13 +13,14 @@ SETTINGS = ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/co
               for file in ("special_tokens_map", "tokenizer_config")))
 
 
-def model_files(names: list[str], variant: str | None = None) -> list[str]:
-    """Of a repository in diffusers' layout, the files that weights.load reads. CheckpointError if a part lacks any."""
+def model_files(names: list[str], variant: str | None = None, without: Collection[str] = ()) -> list[str]:
+    """Of a repository in diffusers' layout, the files that weights.load reads, but the weights of the parts `without`.
+    CheckpointError if a part lacks any."""
     if "model_index.json" not in names:
         raise CheckpointError(f"it has no model_index.json, so it is no model in diffusers' layout: {remedy(names)}")
     files = [name for name in SETTINGS if name in names]
     for part in NETWORKS:
-        if any(name.startswith(part + "/") for name in names):
+        if part not in without and any(name.startswith(part + "/") for name in names):
             files += weight_files(names, part, part, variant)
     return files
 
@@ -27,7 +29,8 @@ def part_files(names: list[str], part: str | None = None, variant: str | None = 
     """Of one network: config.json and weights from its folder, or from the root of a repository that holds no other.
     part: "unet", "vae" or a text tower; None: the one at the root."""
     if part and f"{part}/config.json" in names:
-        return [f"{part}/config.json", *weight_files(names, part, part, variant)]
+        training = [name for name in names if part == "unet" and name == "scheduler/scheduler_config.json"]
+        return [f"{part}/config.json", *training, *weight_files(names, part, part, variant)]
     if "config.json" not in names or "model_index.json" in names:
         raise CheckpointError(f"it has no {part or 'network'}, neither in a folder nor alone: {remedy(names)}")
     at_root = [name for name in names if "/" not in name]

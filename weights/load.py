@@ -6,7 +6,7 @@ error. A file's tensors stay in the file, mapped into memory, unless the dtype a
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from torch import nn
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 
-from . import hub
 from .alone import read_part
 from .disk import opened
 from .errors import CheckpointError
 from .fill import account, empty, fill, stored_dtype
 from .folder import read_folder
+from .hub_files import model_files, part_files
 from .parts import Checkpoint
 from .recognize import recognize
 from .swap import swapped
@@ -51,19 +51,21 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: 
         raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, or None")
     if prediction not in (None, "eps", "v"):
         raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
-    path, commit = located(source, lambda names: hub.model_files(names, variant), revision, offline)
-    checkpoint = read_checkpoint(path, variant, prediction, ema)
+    swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
+    path, commit = located(source, lambda names: model_files(names, variant, swaps), revision, offline)
+    checkpoint = read_checkpoint(path, variant, prediction, ema, without=swaps)
     for guess in checkpoint.guesses:
         warnings.warn(f"{path}: {guess}", stacklevel=2)
     roots, revisions = dict.fromkeys(checkpoint.parts, (path, "")), {str(source): commit} if commit else {}
-    for part, other in (("unet", unet), ("vae", vae)):
-        if other is not None:
-            place, commit = located(other, lambda names, part=part: hub.part_files(names, part, variant), None, offline)
-            checkpoint = swapped(checkpoint, part, place, variant)
-            roots[part], revisions = (place, str(other)), revisions | ({str(other): commit} if commit else {})
+    for part, other in swaps.items():
+        place, commit = located(other, lambda names, part=part: part_files(names, part, variant), None, offline)
+        checkpoint = swapped(checkpoint, part, place, variant)
+        roots[part], revisions = (place, str(other)), revisions | ({str(other): commit} if commit else {})
 
-    networks = {name: empty(part) for name, part in checkpoint.parts.items()}
-    places = {name: account(networks[name], part) for name, part in checkpoint.parts.items()}   # before any is read
+    ordered = ("unet", "vae", "text_encoder", "text_encoder_2")
+    parts = {name: checkpoint.parts[name] for name in ordered if name in checkpoint.parts}
+    networks = {name: empty(part) for name, part in parts.items()}
+    places = {name: account(networks[name], part) for name, part in parts.items()}   # before any is read
     dtypes = choose_dtypes(checkpoint, places, dtype)
     for name, network in networks.items():
         fill(network, places[name], dtypes[name], torch.device(device), check_finite)
@@ -86,7 +88,7 @@ def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | 
 
     Returns an ldm UNet, VAE, TinyVAE or CLIPText. Raises CheckpointError; the arguments are those of `load`.
     """
-    path, _ = located(source, lambda names: hub.part_files(names, part, variant), revision, offline)
+    path, _ = located(source, lambda names: part_files(names, part, variant), revision, offline)
     found = read_part(path, part, variant)
     network = empty(found)
     places = account(network, found)
@@ -100,6 +102,7 @@ def located(source: str | Path, wanted: Callable[[list[str]], list[str]], revisi
     path = Path(source)
     if path.exists() or path.is_symlink():
         return path, ""
+    from . import hub  # a third of the time that importing this package would take
     if not hub.is_repo(str(source)):
         raise CheckpointError(f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
                               "the name of a repository, owner/name")
@@ -107,14 +110,14 @@ def located(source: str | Path, wanted: Callable[[list[str]], list[str]], revisi
     return fetched.path, fetched.commit
 
 
-def read_checkpoint(path: Path, variant: str | None = None, prediction: str | None = None,
-                    ema: bool = False) -> Checkpoint:
-    """What lies at a path, described and not yet read."""
+def read_checkpoint(path: Path, variant: str | None = None, prediction: str | None = None, ema: bool = False,
+                    without: Collection[str] = ()) -> Checkpoint:
+    """What lies at a path, described and not yet read. without: parts of a folder that may be missing."""
     if not path.is_dir():
         return recognize(path, prediction, ema)
     if ema:
         raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
-    checkpoint = read_folder(path, variant)
+    checkpoint = read_folder(path, variant, without)
     return replace(checkpoint, facts=replace(checkpoint.facts, prediction=prediction or checkpoint.facts.prediction))
 
 

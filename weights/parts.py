@@ -52,6 +52,7 @@ class Checkpoint:
     extras: dict[str, str] = field(default_factory=dict)
 
 
+TOKENS = 49408                                      # in the one vocabulary of all these models
 NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}   # sizes and scores in the vector that joins the time embedding
 
 
@@ -81,6 +82,10 @@ def check_fit(facts: ModelConfig, where: str) -> None:
         sizes = max((unet.vector_dim - pooled) // numbers, 1) * numbers
         pairs.append(("its UNet adds a vector of width", unet.vector_dim, f"text and {numbers} numbers make",
                       pooled + sizes))
+    if len({text.length for text in facts.texts}) > 1 or min(text.vocab for text in facts.texts) < TOKENS:
+        raise CheckpointError(f"{where}: the text encoders take {[text.length for text in facts.texts]} tokens from "
+                              f"vocabularies of {[text.vocab for text in facts.texts]}: equal numbers of tokens, from "
+                              f"at least the {TOKENS} of CLIP, are expected")
     for what, found, other, expected in pairs:
         if found != expected:
             raise CheckpointError(f"{where}: {what} {found} and {other} {expected}: "

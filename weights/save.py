@@ -19,7 +19,7 @@ from ldm.model import Model
 from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .files import Held, Stored
 from .folder import TOWERS
 from .layouts import SINGLE_FILES, Section, pieces
@@ -42,6 +42,9 @@ def save(model: Model, path: str | Path, layout: str | None = None, dtype: torch
     Raises CheckpointError if the path is taken, cannot be written or the model has no such layout.
     """
     path = Path(path)
+    if model.tokenizer.added:
+        raise CheckpointError(f"{path}: no layout holds added words, {shown(next(iter(model.tokenizer.added)))}: save "
+                              "the model that they were added to")
     towers = TOWERS[model.facts.family]
     networks = {"unet": model.unet, "vae": model.vae} | dict(zip(towers, model.texts))
     if layout is None:

@@ -3,16 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.config import ModelConfig, TinyVAEConfig, VAEConfig
+from ldm.config import ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 from .alone import read_part
 from .configs import TINY_LATENT
-from .disk import names_in, read_json
+from .disk import read_json
 from .errors import CheckpointError
 from .files import read_stored
-from .folder import read_folder
+from .folder import sampling
 from .parts import Checkpoint, check_fit
 from .recognize import is_whole, recognize
+from .settings import Settings
 
 
 def swapped(base: Checkpoint, part: str, path: Path, variant: str | None = None) -> Checkpoint:
@@ -22,47 +23,49 @@ def swapped(base: Checkpoint, part: str, path: Path, variant: str | None = None)
     """
     found = read_part(path, part, variant)
     if part == "unet":
-        facts = with_unet(base.facts, found.config, whole_model(path, variant), path)
+        facts = with_unet(base.facts, found.config, training_of(path), path)
     else:
         facts = with_vae(base.facts, found.config, vae_settings(path), path)
     check_fit(facts, str(path))
     return replace(base, facts=facts, parts=base.parts | {part: found})
 
 
-def whole_model(path: Path, variant: str | None) -> Checkpoint | None:
-    """All that is known of the model a part is taken from, where it is one."""
+def training_of(path: Path) -> dict:
+    """What the UNet there was trained for, as far as a scheduler beside it, or the file around it, tells."""
     if path.is_dir():
-        return read_folder(path, variant) if "model_index.json" in names_in(path) else None
-    return recognize(path) if is_whole(read_stored(path)) else None
+        file = path / "scheduler" / "scheduler_config.json"
+        json = Settings(str(file), read_json(file) if file.exists() else {})
+        told = sampling(json, str(json.values.get("_class_name")), "sd") if file.exists() else {}
+    else:
+        told = vars(recognize(path).facts) if is_whole(read_stored(path)) else {}
+    return {name: told[name] for name in ("noise", "prediction", "latent") if name in told}
 
 
-def with_unet(facts: ModelConfig, unet, other: Checkpoint | None, path: Path) -> ModelConfig:
+def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) -> ModelConfig:
     """A UNet brings no text towers and no noise levels: those it was trained with must be the model's."""
-    if other:
-        for name in ("noise", "prediction", "latent"):
-            found, expected = getattr(other.facts, name), getattr(facts, name)
-            if found != expected:
-                raise CheckpointError(f"{path}: its UNet was trained with the {name} {found}, and the model's with "
-                                      f"{expected}: it cannot be swapped in, load it whole")
+    for name, found in training.items():
+        if found != getattr(facts, name):
+            raise CheckpointError(f"{path}: its UNet was trained with the {name} {found}, and the model's with "
+                                  f"{getattr(facts, name)}: it cannot be swapped in, load it whole")
     facts = replace(facts, unet=unet)
     return replace(facts, sampler="lcm", steps=4, guidance=8.5) if unet.guidance_dim else facts
 
 
-def with_vae(facts: ModelConfig, vae: VAEConfig | TinyVAEConfig, settings: dict, path: Path) -> ModelConfig:
+def with_vae(facts: ModelConfig, vae: VAEConfig | TinyVAEConfig, settings: Settings, path: Path) -> ModelConfig:
     """The scale of the latents belongs to the UNet, which was trained on it, so the model keeps its own."""
     if vae.factor != facts.vae.factor:
         raise CheckpointError(f"{path}: its VAE makes latents of one {vae.factor}th of the picture's height, and the "
                               f"model's of one {facts.vae.factor}th: it cannot be swapped in")
     if isinstance(vae, TinyVAEConfig):
         return replace(facts, vae=vae, latent=TINY_LATENT, careful_vae=False)
-    scale = settings.get("scaling_factor")
-    if scale is not None and scale != facts.latent.scale and not facts.latent.mean:
+    scale = settings.number("scaling_factor", facts.latent.scale)
+    if scale != facts.latent.scale and not facts.latent.mean:
         raise CheckpointError(f"{path}: its VAE scales latents by {scale}, and the model's by {facts.latent.scale}: "
                               "it is the VAE of another family")
-    return replace(facts, vae=vae, careful_vae=facts.careful_vae and settings.get("force_upcast", True))
+    return replace(facts, vae=vae, careful_vae=facts.careful_vae and settings.flag("force_upcast", True))
 
 
-def vae_settings(path: Path) -> dict:
+def vae_settings(path: Path) -> Settings:
     """Its config.json, where it has one."""
     found = [folder / "config.json" for folder in (path / "vae", path) if (folder / "config.json").is_file()]
-    return read_json(found[0]) if found else {}
+    return Settings(str(found[0]), read_json(found[0])) if found else Settings(str(path), {})
