@@ -75,7 +75,15 @@ def worker(loader: str, file: str, config: str):
     print(json.dumps(dict(seconds=seconds, peak=memory("VmHWM") - before)))
 
 
+def warm(file: Path):
+    """Into the page cache."""
+    with file.open("rb") as opened:
+        while opened.read(2**26):
+            pass
+
+
 def measure(loader: str, file: Path, config: Path) -> dict:
+    warm(file)
     command = [sys.executable, __file__, "--worker", loader, str(file), str(config)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
