@@ -79,6 +79,7 @@ CASES = {
     "head 512, 4096 tokens": lambda: attend(1, 4096, 4096, 512, BRAIN),
     "head 64, prompt": lambda: attend(10, 4096, 77, 64),
     "head 64, text tower": lambda: attend(12, 77, 77, 64, HALF, causal=True),
+    "head 64 in float32": lambda: attend(5, 2304, 2304, 64, FLOAT),
     "GroupNorm, pixels": lambda: normalize(128, 512),
     "GroupNorm, channels, shift": lambda: normalize(320, 64, channels_last=True, shift=True),
     "LayerNorm": lambda: normalize_rows(8192, 640, residual=False),
@@ -93,7 +94,7 @@ MORE = {
 } | {
     f"GroupNorm {c}, {size}, {layout}, {dtype}": lambda c=c, size=size, layout=layout, dtype=dtype: normalize(
         c, size, channels_last=layout == "channels", shift=size < 512, dtype=dtype)
-    for c, size in ((128, 1024), (512, 64), (960, 32), (2560, 8), (1280, 1)) for layout in ("pixels", "channels")
+    for c, size in ((128, 1024), (512, 64), (960, 32), (2560, 8), (1280, 4)) for layout in ("pixels", "channels")
     for dtype in (HALF, BRAIN, FLOAT)
 } | {
     f"LayerNorm {d}, {dtype}": lambda d=d, dtype=dtype: normalize_rows(4096, d, True, dtype)

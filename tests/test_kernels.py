@@ -316,6 +316,7 @@ REFUSED = {
     "k is empty": lambda: attention.attention(half(1, 1, 4, 8), half(1, 1, 0, 8), half(1, 1, 0, 8)),
     "q has shape": lambda: attention.attention(*[half(4, 8)] * 3),
     "x has strides": lambda: group_norm.group_norm(half(1, 4, 8, 8)[:, :, ::2, ::2], half(4), half(4), 2, 1e-5),
+    "row after row": lambda: group_norm.group_norm(half(1, 4, 8, 8)[..., :4], half(4), half(4), 2, 1e-5),
     "6 channels do not make 4 groups": lambda: group_norm.group_norm(half(1, 6, 2, 2), half(6), half(6), 4, 1e-5),
     "weight must be contiguous, of shape": lambda: group_norm.group_norm(half(1, 4, 2, 2), half(3), half(4), 2, 1e-5),
     "shift must be contiguous, of shape": lambda: group_norm.group_norm(

@@ -99,6 +99,20 @@ def test_compiled_as_one_graph():
             assert relative_l2(a, b) < 1e-5
 
 
+@pytest.mark.gpu
+def test_in_a_cuda_graph():
+    """Replayed on new input, it gives the bits of an ordinary call: nothing waits for the host, or is chosen there."""
+    _, x, run = block()
+    with torch.no_grad(), ops.backend("triton"):
+        run(x)                                           # compiles
+        graph, held = torch.cuda.CUDAGraph(), x.clone()
+        with torch.cuda.graph(graph):
+            out = run(held)
+        held.copy_(x + 1)
+        graph.replay()
+        assert torch.equal(out, run(x + 1))
+
+
 def test_checkpointing_computes_the_same_again():
     level, x, run = block()
     with ops.backend("triton"):

@@ -138,7 +138,7 @@ PAIRS = {
                  **TABLE),
     "lcm": Pair(distilled.lcm, D.LCMScheduler, stochastic=True, schedules=("leading",)),
     **{f"tcd, eta {eta}": Pair(partial(distilled.tcd, eta=eta), D.TCDScheduler, dict(set_alpha_to_one=False),
-                               dict(eta=eta), stochastic=True, schedules=("leading",)) for eta in (0.0, 0.3, 1.0)},
+                               dict(eta=eta), stochastic=True, schedules=("leading",)) for eta in (0.0, 0.3, 0.6, 1.0)},
 }
 
 

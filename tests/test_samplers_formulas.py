@@ -237,6 +237,22 @@ def test_seeds_3_formula():
     check(end(singlestep.seeds_3, noise=white()), x)
 
 
+def test_sa_solver_pece_formula():
+    """Predict, estimate, correct, estimate: Euler and the exponential trapezoid, each network call of its own."""
+    x, calls = START, []
+    x0 = denoise(x, SIGMAS[0])
+    for a, b in pairwise(SIGMAS[:-1]):
+        h, q = log(a / b), b / a
+        new = denoise(x0 + q * (x - x0), b)
+        w = 1 - (1 - q) / h
+        x = q * x + (1 - q - w) * x0 + w * new
+        x0 = denoise(x, b)
+    counted = lambda x, sigma: calls.append(sigma) or denoise(x, sigma)
+    pece = partial(predictor_corrector.sa_solver, predictor=1, corrector=2, tau=0.0, second="exact", pece=True)
+    check(end(pece, estimate=counted), x0)   # the last step goes to 0
+    assert len(calls) == 2 * (len(SIGMAS) - 1) - 1
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_res_multistep_ancestral_formula(published):
     """arXiv 2308.02157 with noise as ComfyUI adds it; published: also with its measure of the last step."""

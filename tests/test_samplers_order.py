@@ -151,6 +151,7 @@ STOCHASTIC = {   # the weak order: by theory where it says one, else as the dete
     "dpmpp_3m_sde": (2, multistep.dpmpp_3m_sde),
     "dpmpp_3m_sde, as published": (2, partial(multistep.dpmpp_3m_sde, third="published")),
     "dpm_solver, eta 1": (2, partial(multistep.dpm_solver, eta=1.0)),
+    "dpm_solver, eta 1/2": (1, partial(multistep.dpm_solver, eta=0.5)),
     "singlestep, eta 1": (1, partial(singlestep.singlestep, eta=1.0)),   # each step draws as if it were the first
     "res_multistep_ancestral": (1, multistep.res_multistep_ancestral),
     "sa_solver": (2, partial(predictor_corrector.sa_solver, short=0)),
