@@ -58,7 +58,8 @@ def test_miniature_to_a_file_and_back(run, tmp_path):
 
 
 def test_a_folder_that_was_written_runs_in_diffusers(tmp_path):
-    """Its JSON and tokenizer files too: the pictures of both pipelines are equal."""
+    """Its JSON and tokenizer files too: the pictures of both pipelines are equal, but for the rounding of matrix
+    products, which depends on where in memory a tensor lies (4e-6 was seen)."""
     for build, pipeline in ((tiny.tiny_sd, StableDiffusionPipeline), (tiny.tiny_sdxl, StableDiffusionXLPipeline)):
         expected = build(tmp_path / "first")
         weights.save(weights.load(tmp_path / "first"), tmp_path / "second")
@@ -66,7 +67,7 @@ def test_a_folder_that_was_written_runs_in_diffusers(tmp_path):
         found.set_progress_bar_config(disable=True)
         pictures = [pipe("an apple", num_inference_steps=2, output_type="pt", height=64, width=64,
                          generator=torch.Generator().manual_seed(0)).images for pipe in (expected, found)]
-        assert torch.equal(*pictures)
+        assert (pictures[0] - pictures[1]).abs().max() < 1e-4
         shutil.rmtree(tmp_path)
 
 

@@ -19,7 +19,7 @@ from ldm.tokenizer import Tokenizer
 from .alone import read_part
 from .disk import opened
 from .errors import CheckpointError
-from .fill import account, empty, fill, stored_dtype
+from .fill import account, empty, fill, stored_dtype, uncollected
 from .folder import read_folder
 from .hub_files import model_files, part_files
 from .parts import Checkpoint
@@ -29,6 +29,7 @@ from .swap import swapped
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@uncollected()
 def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu",
          variant: str | None = None, revision: str | None = None, offline: bool = False, unet: str | Path | None = None,
          vae: str | Path | None = None, prediction: str | None = None, ema: bool = False,
@@ -55,7 +56,7 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: 
     path, commit = located(source, lambda names: model_files(names, variant, swaps), revision, offline)
     checkpoint = read_checkpoint(path, variant, prediction, ema, without=swaps)
     for guess in checkpoint.guesses:
-        warnings.warn(f"{path}: {guess}", stacklevel=2)
+        warnings.warn(f"{path}: {guess}", stacklevel=3)   # through the decorator
     roots, revisions = dict.fromkeys(checkpoint.parts, (path, "")), {str(source): commit} if commit else {}
     for part, other in swaps.items():
         place, commit = located(other, lambda names, part=part: part_files(names, part, variant), None, offline)
@@ -80,6 +81,7 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: 
                  Tokenizer(length=facts.texts[0].length), facts, str(source), files, revisions)
 
 
+@uncollected()
 def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | None = torch.float32,
               device: str | torch.device = "cpu", variant: str | None = None, revision: str | None = None,
               offline: bool = False, check_finite: bool = True) -> nn.Module:
