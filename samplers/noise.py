@@ -1,6 +1,6 @@
 """Random numbers that belong to pictures, not to batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from math import sqrt
 
@@ -72,28 +72,30 @@ class BrownianPath:
         if not self.start <= a < b <= self.end:
             raise ValueError(f"noise between {a} and {b}: choose two levels from {self.start} to {self.end}")
         self.kept, self.used = self.used, {}
-        return reduce(torch.add, self.cover(a, b, self.start, self.end, self.whole, key=0, depth=0))
+        gains = []
+        self.cover(a, b, self.start, self.end, self.whole, key=0, depth=0, gains=gains)
+        return reduce(torch.add, gains)
 
-    def cover(self, a: float, b: float, left: float, right: float, gain: Tensor, key: int,
-              depth: int) -> Iterator[Tensor]:
-        """The gains of the largest nodes of the tree that make up [a, b], from left to right."""
+    def cover(self, a: float, b: float, left: float, right: float, gain: Tensor, key: int, depth: int,
+              gains: list[Tensor]) -> None:
+        """Append the gains of the largest nodes of the tree that make up [a, b], from left to right."""
         if (a, b) == (left, right):
-            yield gain
+            gains.append(gain)
             return
         middle = round((left + right) / 2, 6)
         left_gain = self.bridge(left, middle, right, gain, key, depth)
         if a < middle:
-            yield from self.cover(a, min(b, middle), left, middle, left_gain, 2 * key, depth + 1)
+            self.cover(a, min(b, middle), left, middle, left_gain, 2 * key, depth + 1, gains)
         if b > middle:
-            yield from self.cover(max(a, middle), b, middle, right, gain - left_gain, 2 * key + 1, depth + 1)
+            self.cover(max(a, middle), b, middle, right, gain - left_gain, 2 * key + 1, depth + 1, gains)
 
     def bridge(self, left: float, middle: float, right: float, gain: Tensor, key: int, depth: int) -> Tensor:
         """What the left half gains: its share of the whole, and noise that vanishes at both ends."""
         node = key, depth
         if node not in self.kept:
             share, rest, reciprocal = middle - left, right - middle, 1 / (right - left)
-            noise = self.draw(spawn_key=node)
-            self.kept[node] = share * gain * reciprocal + sqrt(share * rest * reciprocal) * noise
+            noise = self.draw(spawn_key=node).mul_(sqrt(share * rest * reciprocal))
+            self.kept[node] = noise.add_((share * gain).mul_(reciprocal))
         self.used[node] = self.kept[node]
         return self.used[node]
 
