@@ -1,12 +1,10 @@
 """ldm.lora.Adapter -> a file that kohya's tools, LyCORIS, diffusers and this program read."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
@@ -16,6 +14,7 @@ from ldm.model import Model
 from .errors import CheckpointError
 from .layouts import renamed, unet_table
 from .lora_files import kohya_heads
+from .save import appearing, write
 
 
 def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str = "diffusers") -> None:
@@ -28,22 +27,11 @@ def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str =
     path, layouts = Path(path), {"diffusers": diffusers, "kohya": kohya}
     if layout not in layouts:
         raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(layouts)}")
-    if path.exists():
-        raise CheckpointError(f"{path} exists already: choose another name, or remove it")
-    check(adapter, parameters(model))
-    tensors, own = layouts[layout](adapter, model)
-    metadata = {key: text for key, text in adapter.metadata.items() if key != "lora_adapter_metadata"}
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-        save_file(tensors, part, metadata={"format": "pt", **metadata, **own})
-        part.chmod(0o644)   # the library keeps it to its owner
-        os.replace(part, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with appearing(path) as part:
+        check(adapter, parameters(model))
+        tensors, own = layouts[layout](adapter, model)
+        metadata = {key: text for key, text in adapter.metadata.items() if key != "lora_adapter_metadata"}
+        write(part, {key: tensor.clone() for key, tensor in tensors.items()}, None, {**metadata, **own})
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
