@@ -28,8 +28,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import weights
+from lab import plots
 from ldm import conditioning, guidance, tasks
-from samplers import SAMPLERS, find, plots
+from samplers import SAMPLERS, find
 from samplers.denoiser import denoiser
 from samplers.mixture import FIVE, sliced_wasserstein
 from samplers.noise import BrownianTree, Streams
@@ -126,7 +127,7 @@ def exact_path(problem: Problem, steps: int) -> list[tuple[float, Tensor]]:
 def sample(problem: Problem, name: str, schedule: str, steps: int, exact: Tensor) -> tuple[Run, list]:
     """One run, and its states (sigma, x)."""
     sampler, device, evaluations, draws = SAMPLERS[name], problem.noise.device, 0, 0
-    options = {"table": problem.levels} if sampler.takes_table else {}
+    options = {"table": tasks.trained_table(problem.levels, name)} if sampler.takes_table else {}
 
     def counted(x: Tensor, sigma: float) -> Tensor:
         nonlocal evaluations
@@ -163,16 +164,6 @@ def order(runs: list[Run]) -> float:
 # Plots
 
 
-def figure(plt, path: Path, title: str, draw: Callable, width: float = 4.6, height: float = 3.7) -> Path:
-    plot, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    plot.savefig(path, dpi=180)
-    plt.close(plot)
-    return path
-
-
 def draw_plots(plt, args: argparse.Namespace, problem: Problem, runs: list[Run], states: dict, exact: list) -> dict:
     """Title of a section of the page -> its plots."""
     names, first, shown, files = args.samplers, args.schedules[0], middle(args.steps), {}
@@ -183,8 +174,8 @@ def draw_plots(plt, args: argparse.Namespace, problem: Problem, runs: list[Run],
             lines = {name: ([run.evaluations for run in found], [getattr(run, value) for run in found])
                      for name, found in of.items() if getattr(found[0], value) > 0}
             plots.curves(axes, lines, names, "network evaluations", ylabel, floor)
-        return [figure(plt, args.out / f"{value}-{name.replace(':', '-')}.png", name, partial(draw, schedule=name))
-                for name in args.schedules]
+        return [plots.figure(plt, args.out / f"{value}-{name.replace(':', '-')}.png", name,
+                             partial(draw, schedule=name)) for name in args.schedules]
 
     if any(run.error == run.error for run in runs):
         files["Error against cost"] = against_cost("error", "root mean square error")
@@ -193,16 +184,16 @@ def draw_plots(plt, args: argparse.Namespace, problem: Problem, runs: list[Run],
         files["Distance of the distributions"] = against_cost("distance", "sliced Wasserstein distance",
                                                               sliced_wasserstein(fresh, problem.samples))
     chosen = {name: choose(problem.levels, name, shown, ends_at_zero=False)[0] for name in args.schedules}
-    files[f"Where {shown} steps go"] = [figure(plt, args.out / "levels.png", "",
-                                               lambda axes: plots.levels(axes, chosen), 6.4, 0.9 + 0.36 * len(chosen))]
+    files[f"Where {shown} steps go"] = [plots.figure(
+        plt, args.out / "levels.png", "", lambda axes: plots.levels(axes, chosen), 6.4, 0.9 + 0.36 * len(chosen))]
     if problem.samples is not None:
         files[f"Paths of {shown} steps, {first}"] = [
-            figure(plt, args.out / f"paths-{name}.png", name, lambda axes, name=name, k=k: plots.paths(
+            plots.figure(plt, args.out / f"paths-{name}.png", name, lambda axes, name=name, k=k: plots.paths(
                 axes, states[name], exact, problem.samples, plots.colour(k), 4 if SAMPLERS[name].noise else 14),
                 height=4.2) for k, name in enumerate(names)]
     else:
         files[f"Pictures, {first}"] = [
-            figure(plt, args.out / f"pictures-{name}.png", name, lambda axes, name=name: plots.pictures(
+            plots.figure(plt, args.out / f"pictures-{name}.png", name, lambda axes, name=name: plots.pictures(
                 axes, *gallery(problem, runs, name, first, exact[-1][1])), height=3.4) for name in names]
     return files
 
@@ -239,7 +230,7 @@ def write_page(args: argparse.Namespace, runs: list[Run], drawn: dict[str, list[
         cells = [name, schedule, *(number(run.error, ".2e") for run in of), number(order(of), ".1f")]
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>")
     page = args.out / "lab.html"
-    template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    template = Template(Path(plots.__file__).with_name("page.html").read_text(encoding="utf-8"))
     heads = "".join(f"<th>{n} steps" for n in args.steps)
     page.write_text(template.substitute(about=html.escape(about), sections=sections, heads=heads, rows="\n".join(rows)),
                     encoding="utf-8")
@@ -255,6 +246,11 @@ def write_table(args: argparse.Namespace, runs: list[Run]):
 
 def experiment(args: argparse.Namespace, plt):
     args.samplers = list(dict.fromkeys(find(name) for name in args.samplers))
+    args.schedules = list(dict.fromkeys(args.schedules))
+    two = [name for name in args.samplers if SAMPLERS[name].takes_pairs]
+    if two and args.problem == "model":
+        raise ValueError(f"{', '.join(two)}: CFG++ follows no path that an error could be measured from: leave it out, "
+                         "or take the mixture, which has no guidance")
     problem = mixture_problem(args) if args.problem == "mixture" else model_problem(args)
     for schedule, steps in product(args.schedules, args.steps):
         choose(problem.levels, schedule, steps)   # refuse a wrong name before the first run
@@ -281,6 +277,8 @@ def main():
     args.steps = sorted(set(args.steps or ([5, 10, 20, 40, 80] if args.problem == "mixture" else [4, 8, 16])))
     if args.count is not None and args.count < 1:
         fail("--count: choose at least 1")
+    if args.seed < 0:
+        fail("--seed: choose 0 or more")
     try:
         import matplotlib.pyplot as plt
         plt.switch_backend("Agg")

@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from comparison import cases, report
+from comparison.blocks import LIMIT, Case, Row, compare, expect
 from conftest import ROOT
 from helpers import POOLED, clip_pair, randn, token_ids, unet_pair, vae_pair
 from ldm import clip, ops
 from tiny import tiny_sdxl
-
-sys.path.append(str(ROOT / "scripts"))
-from comparison import cases, report  # noqa: E402
-from comparison.blocks import LIMIT, Case, Row, compare, expect  # noqa: E402
 
 PAIRS = {"unet": unet_pair, "encode": vae_pair, "decode": vae_pair, "text": clip_pair}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}

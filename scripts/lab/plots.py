@@ -1,13 +1,24 @@
-"""Plots of schedules, paths and errors onto matplotlib axes that the caller makes; nothing is imported for it."""
+"""Plots of schedules, paths and errors onto matplotlib axes; the caller imports matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b", "#8c510a")
 GRID = dict(color="#e5e5e5", linewidth=0.8)
+
+
+def figure(plt, path: Path, title: str, draw: Callable, width: float = 4.6, height: float = 3.7) -> Path:
+    plot, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    plot.savefig(path, dpi=180)
+    plt.close(plot)
+    return path
 
 
 def colour(k: int) -> str:

@@ -1,0 +1,1 @@
+"""What scripts/sampler_lab.py is made of beside itself: its plots and its page."""
