@@ -71,7 +71,7 @@ SAMPLERS = {
     "ddim": Sampler(sde.ddim, "2010.02502", "DDIM", noise="white", **VP),
     "ddpm": Sampler(partial(sde.ddim, eta=1.0), "2006.11239", noise="white", whole_times=True),
     "plms": Sampler(adams.plms, "2202.09778", "PLMS", ("PNDM",), **VP),
-    "ipndm": Sampler(adams.ipndm, "2202.09778", "IPNDM", **OLD),
+    "ipndm": Sampler(adams.ipndm, "2204.13902", "IPNDM", **OLD),
     "ipndm_v": Sampler(partial(adams.lms, euler_at_zero=True), "2204.13902", "IPNDM_V", **OLD),
     "gradient_estimation": Sampler(adams.gradient_estimation, "2306.04848", "Gradient Estimation", **OLD),
     "dpm_solver": Sampler(multistep.dpm_solver, "2206.00927", **LOW),
@@ -116,13 +116,13 @@ SAMPLERS = {
 
 
 def plain(name: str) -> str:
-    """A name as `find` compares it: "DPM++ 2M SDE", "k_dpmpp_2m_sde" and "dpmpp_2m_sde_gpu" are all dpmpp_2m_sde."""
-    name = name.casefold().replace("++", "pp").replace(" ", "_").replace("-", "_")
+    """A name as `find` compares it: "DPM++ 2M SDE", "k_dpmpp_2m_sde" and "dpmpp_2m_sde_gpu" are all dpmpp2msde."""
+    name = name.strip().casefold().replace("++", "pp")
     for prefix in ("k_", "sample_"):
         name = name.removeprefix(prefix)
-    for suffix in ("_gpu", "scheduler"):
+    for suffix in ("_gpu", "scheduler", "sampler"):
         name = name.removesuffix(suffix)
-    return name
+    return name.translate(str.maketrans("", "", " _-"))
 
 
 def find(name: str) -> str:
@@ -133,5 +133,9 @@ def find(name: str) -> str:
     known = {plain(other): key for key, s in SAMPLERS.items() for other in (s.label or key, *s.names, key)}
     if plain(name) in known:
         return known[plain(name)]
+    for schedule in ("karras", "exponential"):   # A1111's older names say both
+        if plain(name).removesuffix(schedule) in known:
+            both = f"sampler {known[plain(name).removesuffix(schedule)]!r} and schedule {schedule!r}"
+            raise ValueError(f"{name!r} is a sampler with a schedule: choose {both}")
     near = dict.fromkeys(known[match] for match in get_close_matches(plain(name), known, n=8, cutoff=0.5))
     raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(near or SAMPLERS)}")

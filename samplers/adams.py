@@ -6,7 +6,7 @@ ipndm_v take sigma. (dpm_solver and deis of multistep.py take lambda.)
 
 from itertools import pairwise
 
-from .coefficients import UNIFORM, quadrature, usable_order
+from .coefficients import UNIFORM, check_order, quadrature, remembered, usable_order
 from .step import Step, relabelled, weighted
 
 STEPS = (0, -1, -2, -3)   # nodes of a polynomial in the number of the step
@@ -53,6 +53,7 @@ def move(x, slope, sigma, lower, leg):
 
 def ipndm(denoise, x, sigmas, *, order=4):
     """Adams-Bashforth with the weights of equal steps, whatever they are (arXiv 2204.13902); Euler into 0."""
+    check_order(order, 4)
     slopes = []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -68,12 +69,13 @@ def lms(denoise, x, sigmas, *, order=4, euler_at_zero=False):
 
     euler_at_zero: first order into sigma 0; then it is ipndm_v.
     """
+    check_order(order, 4)
     slopes = []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         slopes = [(x - x0) / sigma, *slopes[:order - 1]]
-        used = slopes[:1] if lower == 0 and euler_at_zero else slopes
-        nodes = [(sigmas[i - j] - sigma) / (lower - sigma) for j in range(len(used))]
+        used = slopes[:1 if lower == sigma or (lower == 0 and euler_at_zero) else remembered(sigmas, i)]
+        nodes = [0.0, *((sigmas[i - j] - sigma) / (lower - sigma) for j in range(1, len(used)))]
         x = weighted([1.0, *((lower - sigma) * w for w in quadrature(nodes, UNIFORM))], [x, *used])
         yield Step(i, sigma, x, x0)
 

@@ -8,7 +8,7 @@ of the plain kind.
 from itertools import pairwise
 from math import log
 
-from .coefficients import ancestral
+from .coefficients import ancestral, remembered
 from .step import Step, stir
 
 
@@ -35,7 +35,7 @@ def dpmpp_2m_cfg_pp(denoise, x, sigmas, *, mixed=False):
         x0, free = denoise(x, sigma)
         q = lower / sigma
         target = x0.add(x - free, alpha=q)
-        if lower > 0 and i > 0:
+        if 0 < lower < sigma and remembered(sigmas, i) > 1:
             weight = (1 - q) * log(sigma / lower) / log(sigmas[i - 1] / sigma) / 2
             target = target.add((x0 if mixed else free) - previous, alpha=weight)
         x, previous = target, free

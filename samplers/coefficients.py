@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from math import expm1, factorial, inf, log, sqrt
 
 UNIFORM = (1.0, 1 / 2, 1 / 3, 1 / 4)   # moments of a constant weight
+SECONDS = ("exact", "midpoint", "bh1", "bh2")
+THIRDS = ("exact", "published", "diffusers_sde", "diffusers_sde_singlestep")
 
 
 def ancestral(sigma: float, lower: float, eta: float) -> tuple[float, float]:
@@ -21,7 +23,7 @@ def ancestral(sigma: float, lower: float, eta: float) -> tuple[float, float]:
 
     eta 0 adds no noise, eta 1 as much as a step of the trained noising process did.
     """
-    share = min(1.0, eta**2 * (1 - (lower / sigma) ** 2))   # of the variance at `lower` that is new
+    share = min(1.0, eta**2 * max(0.0, 1 - (lower / sigma) ** 2))   # of the variance at `lower` that is new
     return lower * sqrt(1 - share), lower * sqrt(share)
 
 
@@ -68,8 +70,9 @@ def adjusted(moments: list[float], h: float, second: str, third: str) -> list[fl
     the second order. "diffusers_sde" is that with the wrong sign that diffusers 0.42 gives a term of its SDE, and
     "diffusers_sde_singlestep" the exact one with it. Raises ValueError for other names.
     """
-    if second not in ("exact", "midpoint", "bh1", "bh2"):
-        raise ValueError(f"unknown second moment {second!r}: choose one of exact, midpoint, bh1, bh2")
+    for moment, name, names in (("second", second, SECONDS), ("third", third, THIRDS)):
+        if name not in names:
+            raise ValueError(f"unknown {moment} moment {name!r}: choose one of {', '.join(names)}")
     if len(moments) == 2 and second != "exact":
         return [moments[0], (h if second == "bh1" else moments[0]) / 2]
     if len(moments) < 3:
@@ -79,7 +82,6 @@ def adjusted(moments: list[float], h: float, second: str, third: str) -> list[fl
         case "published": return [*moments[:2], moments[2] / 2]
         case "diffusers_sde": return [*moments[:2], moments[2] / 2 - 1]
         case "diffusers_sde_singlestep": return [*moments[:2], moments[2] - 2]
-    raise ValueError(f"unknown third moment {third!r}: choose one of exact, published, diffusers_sde")
 
 
 def exponential(sigma: float, lower: float, nodes: Sequence[float], eta: float = 0.0, second: str = "exact",
@@ -94,7 +96,7 @@ def exponential(sigma: float, lower: float, nodes: Sequence[float], eta: float =
 
 def fresh(sigma: float, lower: float, eta: float) -> float:
     """The deviation of the noise of that step."""
-    return lower * sqrt(1 - (lower / sigma) ** (2 * eta))
+    return lower * sqrt(max(0.0, 1 - (lower / sigma) ** (2 * eta)))
 
 
 def past_nodes(sigmas: Sequence[float], i: int, count: int) -> list[float]:
@@ -108,10 +110,20 @@ def past_nodes(sigmas: Sequence[float], i: int, count: int) -> list[float]:
 def usable_order(sigmas: Sequence[float], i: int, order: int, short: float = 0) -> int:
     """The order that step i of a multistep method can have.
 
-    It remembers i earlier estimates; a step into 0 or of no length has no finite formula above the first; and runs of
-    fewer than `short` steps end in steps of order 2 and 1, as publishers have it for stability.
+    A step into 0 or of no length has no finite formula above the first; and runs of fewer than `short` steps end in
+    steps of order 2 and 1, as publishers have it for stability.
     """
     if sigmas[i + 1] in (0, sigmas[i]):
         return 1
     steps = len(sigmas) - 1
-    return min(order, i + 1, steps - i if steps < short else order)
+    return min(order, remembered(sigmas, i), steps - i if steps < short else order)
+
+
+def remembered(sigmas: Sequence[float], i: int) -> int:
+    """How many estimates step i can use, its own included: two of one level, after a step of no length, end them."""
+    return next((j for j in range(1, i + 1) if sigmas[i - j] == sigmas[i - j + 1]), i + 1)
+
+
+def check_order(order: int, highest: int, lowest: int = 1) -> None:
+    if not lowest <= order <= highest:
+        raise ValueError(f"order {order}: choose {lowest} to {highest}")

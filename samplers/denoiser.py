@@ -27,8 +27,8 @@ def denoiser(network: Callable[[Tensor, float], Tensor], levels: NoiseTable | ED
     def denoise(x: Tensor, sigma: float) -> Tensor:
         c_skip, c_out, c_in = scale(sigma, prediction, levels)
         t = times[sigma] if sigma in times else levels.t(sigma)
-        out = network(x * c_in, t)
-        return c_skip * x + c_out * out.to(x.dtype)
+        out = network(x * c_in, t).to(x.dtype)
+        return (x if c_skip == 1 else c_skip * x).add(out, alpha=c_out)
 
     return denoise
 

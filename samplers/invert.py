@@ -27,9 +27,9 @@ def invert(sampler: Callable, denoise: Denoise, x: Tensor, sigmas: list[float], 
            rounds: int = 200) -> Iterator[Step]:
     """Run a one-step deterministic sampler (euler, heun, dpm_2) backwards, exactly: it leads back to x.
 
-    A step down is x = F(y). Its start y is a fixed point of y + x - F(y), found by iteration (AIDI, arXiv 2309.04917),
+    A step down is x = F(y). Its start y is a fixed point of y + x - F(y), found by iteration (AIDI, arXiv 2309.04907),
     one evaluation of the step per round; it contracts the better, the smaller the steps. sigmas: ascending, from above
-    0. Every step leads back within tolerance * max|x|; float64 allows 1e-14. Yields a Step as samplers do.
+    0. Every picture's step leads back within tolerance * max|x|; float64 allows 1e-14. Yields a Step as samplers do.
     Raises ArithmeticError if a step does not converge in `rounds`.
     """
     for i, (sigma, higher) in enumerate(pairwise(sigmas)):
@@ -37,7 +37,7 @@ def invert(sampler: Callable, denoise: Denoise, x: Tensor, sigmas: list[float], 
         for _ in range(rounds):
             (step,) = sampler(denoise, y, [higher, sigma])
             missing = x - step.x
-            if missing.abs().max() <= tolerance * x.abs().max():
+            if (missing.abs().flatten(1).amax(1) <= tolerance * x.abs().flatten(1).amax(1)).all():
                 break
             y = y + missing
         else:

@@ -7,7 +7,18 @@ coefficients.exponential. With one x0 and no noise that is Euler.
 from itertools import pairwise
 from math import exp, log, sqrt
 
-from .coefficients import adjusted, ancestral, exponential, fresh, moments, past_nodes, quadrature, usable_order
+from .coefficients import (
+    adjusted,
+    ancestral,
+    check_order,
+    exponential,
+    fresh,
+    moments,
+    past_nodes,
+    quadrature,
+    remembered,
+    usable_order,
+)
 from .step import Step, stir, weighted
 
 
@@ -19,6 +30,7 @@ def dpmpp(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="
     eta: how much of the reverse SDE's noise; 0 is the ODE and draws nothing.
     short: with fewer steps the last is of first order and the one before of second, as published; k-diffusion has 0.
     """
+    check_order(order, 3)
     x0s = []   # newest first
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -63,7 +75,7 @@ def res_multistep_ancestral(denoise, x, sigmas, noise, *, eta=1.0, s_noise=1.0, 
         x0 = denoise(x, sigma)
         down, up = ancestral(sigma, lower, eta)
         nodes = [0.0]
-        if down > 0 and i > 0:
+        if 0 < down < sigma and remembered(sigmas, i) > 1:
             nodes.append(log((below if published else sigma) / sigmas[i - 1]) / log(sigma / down))
         x = stir(weighted(exponential(sigma, down, nodes), [x, x0, previous]), s_noise * up, noise, sigma, lower)
         previous, below = x0, down
@@ -72,6 +84,7 @@ def res_multistep_ancestral(denoise, x, sigmas, noise, *, eta=1.0, s_noise=1.0, 
 
 def dpm_solver(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="exact", eta=0.0, short=15):
     """DPM-Solver multistep of order 1 to 3, which integrates the slope (arXiv 2206.00927); options as in dpmpp."""
+    check_order(order, 3)
     slopes = []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -94,11 +107,12 @@ def er_sde(denoise, x, sigmas, noise, *, order=3, third="exact", s_noise=1.0, sc
     third: "exact", or "published", where the slope of x0 is that at the middle of the last step, which leaves three
     estimates the second order. scale(sigma) = sigma has no noise.
     """
+    check_order(order, 3)
     scale, x0s = scale or er_scale, []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         x0s = [x0, *x0s[:order - 1]]
-        nodes = [(sigmas[i - j] - sigma) / (lower - sigma) for j in range(usable_order(sigmas, i, order))]
+        nodes = [0.0, *((sigmas[i - j] - sigma) / (lower - sigma) for j in range(1, usable_order(sigmas, i, order)))]
         r = scale(lower) / scale(sigma)
         us = [(j + 1 / 2) / points for j in range(points if len(nodes) > 1 else 0)]
         kernel = [scale(lower) / scale(sigma + u * (lower - sigma)) / points for u in us]

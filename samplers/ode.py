@@ -7,7 +7,7 @@ With x0 fixed the ODE is solved exactly by x0 + (lower / sigma) (x - x0), writte
 from itertools import pairwise
 from math import inf, sqrt
 
-from .step import Step, weighted
+from .step import Step, stir, weighted
 
 
 def euler(denoise, x, sigmas, noise=None, **churn):
@@ -79,4 +79,4 @@ def raised(x, sigma, steps, noise, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=
     if s_churn == 0 or not s_tmin <= sigma <= s_tmax:
         return x, sigma
     higher = sigma * (1 + min(s_churn / steps, sqrt(2) - 1))
-    return x.add(noise(higher, sigma), alpha=s_noise * sqrt(higher**2 - sigma**2)), higher
+    return stir(x, s_noise * sqrt(higher**2 - sigma**2), noise, higher, sigma), higher

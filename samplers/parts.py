@@ -26,11 +26,15 @@ def start_at_strength_a1111(sigmas: list[float], strength: float) -> list[float]
 
 def start_at_strength_comfy(make: Callable[[int], list[float]], steps: int, strength: float) -> list[float]:
     """ComfyUI's image-to-image ("denoise"): always `steps` steps, the last ones of a longer schedule make(count)."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength}: choose more than 0, to 1")
     return make(int(steps / strength))[-(steps + 1):]
 
 
 def split(sigmas: list[float], step: int) -> tuple[list[float], list[float]]:
     """Two lists that share the level where one model hands over to another, after `step` steps."""
+    if not 0 <= step < len(sigmas):
+        raise ValueError(f"cannot hand over after {step} steps of {len(sigmas) - 1}")
     return sigmas[:step + 1], sigmas[step:]
 
 

@@ -8,7 +8,7 @@ node more, u = 1.
 from itertools import pairwise
 from math import inf
 
-from .coefficients import exponential, fresh, past_nodes, usable_order
+from .coefficients import check_order, exponential, fresh, past_nodes, remembered, usable_order
 from .step import Step, weighted
 
 
@@ -18,6 +18,7 @@ def uni_pc(denoise, x, sigmas, *, order=2, variant="bh2", end=0.0, short=inf):
     variant: B(h) of the paper, "bh1" is h and "bh2" 1 - exp(-h). Steps with two estimates take B / 2 for their second
     moment; no others depend on it. end: the level to stop at in place of a last 0; ComfyUI and A1111 have 0.001.
     """
+    check_order(order, 3)
     sigmas = [*sigmas[:-1], sigmas[-1] or end]
     return sa_solver(denoise, x, sigmas, None, predictor=order, corrector=order + 1, tau=0.0, second=variant,
                      short=short)
@@ -35,8 +36,8 @@ def sa_solver(denoise, x, sigmas, noise=None, *, predictor=2, corrector=2, tau=1
     x0s, steps = [], len(sigmas) - 1   # newest first
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        count = min(corrector, i + 1, steps - i + 2 if steps < short else corrector)
-        if i > 0 and count > 0:
+        count = min(corrector, remembered(sigmas, i), steps - i + 2 if steps < short else corrector)
+        if i > 0 and count > 0 and sigma < sigmas[i - 1]:
             nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
             x = weighted(exponential(sigmas[i - 1], sigma, nodes, eta, second), [start, x0, *x0s])   # noqa: F821
             x = x if z is None else x.add_(z)   # noqa: F821

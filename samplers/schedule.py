@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import exp, log, sqrt
 from typing import NamedTuple
 
@@ -156,7 +157,8 @@ def choose(levels: NoiseTable | EDM, schedule: str | Sequence[float], steps: int
     """The named schedule: its sigmas, with the end appended, and the time of each sigma that is not the end.
 
     schedule: a name in SCHEDULES; "karras:leading" and the like choose sigmas between the first and the last of that
-    spacing, as diffusers' Euler family does, not over all that were trained. Or a list of sigmas, taken as it is.
+    spacing, as diffusers' Euler family does, not over all that were trained. Or a list of decreasing sigmas, with its
+    end, which is taken as it is, whatever `steps`.
     drops_last: leading and linspace choose one time more and leave out the smallest, as DPM-Solver's publishers do.
     whole_times: times are rounded to trained ones, or with `truncates` cut off to the next below, as diffusers does for
     exponential and beta. ends_at_zero: or at the smallest trained level (DDIM), which a schedule over a range reaches
@@ -166,7 +168,10 @@ def choose(levels: NoiseTable | EDM, schedule: str | Sequence[float], steps: int
     trained = None if isinstance(levels, EDM) else len(levels.sigmas)
     rounded = (cut_off if truncates else round) if whole_times and trained else float
     if not isinstance(schedule, str):
-        return at_sigmas(levels, [float(s) for s in schedule], rounded)
+        sigmas = [float(s) for s in schedule]
+        if len(sigmas) < 2 or sigmas[-1] < 0 or not all(a > b for a, b in pairwise(sigmas)):
+            raise ValueError(f"schedule {sigmas}: noise levels must decrease in every step, and not below 0")
+        return at_sigmas(levels, sigmas, rounded)
     name, spacing = check_schedule(levels, schedule, steps)
     end = 0.0 if ends_at_zero else levels.sigma_min
 

@@ -6,7 +6,7 @@ from math import atan, exp, log, prod, sqrt
 
 import torch
 
-from .coefficients import ancestral, exponential, fresh
+from .coefficients import ancestral, check_order, exponential, fresh
 from .multistep import slope_weights
 from .step import Step, stir, weighted
 
@@ -18,6 +18,7 @@ def singlestep(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", th
     second: "midpoint" is the paper's, which also leaves out the middle one of three estimates; "exact" is "heun".
     third, eta: as in multistep.dpmpp.
     """
+    check_order(order, 3)
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if i % order == 0 or lower == 0:
@@ -56,6 +57,7 @@ def dpm_adaptive(denoise, x, sigmas, noise=None, *, order=3, rtol=0.05, atol=0.0
     batch, and choosing it waits for the device: the only sampler that does. The coefficients are those of a PID
     controller of the logarithm of the step.
     """
+    check_order(order, 3, lowest=2)
     sigma, bottom = sigmas[0], min(sigma for sigma in sigmas if sigma > 0)
     powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
     h, accepted, agreed, i, x0 = h_init, x, [], 0, denoise(x, sigma)   # agreed: inverse errors, newest first

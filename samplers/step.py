@@ -24,9 +24,13 @@ def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def stir(x: Tensor, up: float, noise: Callable[[float, float], Tensor], sigma: float, lower: float) -> Tensor:
-    """x with fresh noise of deviation `up`; 0 draws nothing."""
-    return x if up == 0 else x.add(noise(sigma, lower), alpha=up)
+def stir(x: Tensor, up: float, noise: Callable[[float, float], Tensor] | None, sigma: float, lower: float) -> Tensor:
+    """x with fresh noise of deviation `up`; 0 draws nothing. Raises ValueError without a source of noise."""
+    if up == 0:
+        return x
+    if noise is None:
+        raise ValueError("noise is asked for and none was given: pass samplers.noise.Streams, or no eta and no churn")
+    return x.add(noise(sigma, lower), alpha=up)
 
 
 def relabelled(x: Tensor, level: float, label: float) -> Tensor:
