@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from importlib.metadata import version
+from math import inf, isfinite
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from samplers import SAMPLERS, find
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TASK_FLAGS = {"steps": int, "guidance": float, "sampler": str, "schedule": str, "height": int, "width": int}
 MODEL_FLAGS = {"model": str, "variant": str, "revision": str, "unet": str, "vae": str, "prediction": str, "ema": bool,
-               "lora": list, "embedding": list}
+               "lora": list, "embedding": list, "partial_lora": bool}
 RECORDED = TASK_FLAGS | MODEL_FLAGS | {"prompt": str, "negative": str, "dtype": str, "seed": int}
 
 
@@ -52,6 +53,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prediction", choices=("eps", "v"), help="of an SD 2 file that does not say it")
     parser.add_argument("--ema", action="store_true", default=None, help="the averaged UNet of a single file")
     parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="an adapter; may be repeated")
+    parser.add_argument("--partial-lora", action="store_true", default=None,
+                        help="leave out what has no place in the model, and say what")
     parser.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]",
                         help="a textual inversion; may be repeated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -159,39 +162,57 @@ def next_number(folder: Path) -> int:
     return max((int(name[1]) for name in names if name), default=-1) + 1
 
 
-def load(chosen: dict, args: argparse.Namespace) -> tuple[Model, dict[str, str]]:
-    """The model with all that was added to it, and the hashes of the files that it came from."""
+def load(chosen: dict, args: argparse.Namespace) -> tuple[Model, dict]:
+    """The model with all that was added to it, and for the record: hashes of its files and of what was added, and the
+    commits of all that came from the hub."""
+    divide = [divided(text) for text in chosen["lora"] or ()]
+    loras = [(source, number(strength or "1", f"--lora {source}")) for source, strength in divide]
     model = weights.load(
         chosen["model"] or weights.MINIATURE, DTYPES[chosen["dtype"]], args.device, chosen["variant"],
         chosen["revision"], args.offline, chosen["unet"], chosen["vae"], chosen["prediction"], bool(chosen["ema"]))
-    files, adapters = dict(model.files), []
+    added, adapters, revisions = {}, [], dict(model.revisions)
+
+    def fetched(source: str) -> Path:
+        path, commit = weights.located(source, weights.one_file, offline=args.offline)
+        revisions.update({source: commit} if commit else {})
+        added[source] = weights.adapter_file(path)
+        return added[source]
+
     for text in chosen["embedding"] or ():
-        file, token = found(text, args.offline)
-        model = weights.add_embedding(model, file, token)
-        files[file.name] = file
-    for text in chosen["lora"] or ():
-        file, strength = found(text, args.offline)
-        adapters.append((weights.load_adapter(file, model), float(strength or 1)))
-        files[file.name] = file
+        source, token = divided(text)
+        model = weights.add_embedding(model, fetched(source), token)
+    for source, strength in loras:
+        adapter = weights.load_adapter(fetched(source), model, partial=bool(chosen["partial_lora"]))
+        if left := adapter.unmatched:
+            warn(f"{source}: {len(left)} tensors have no place in the model and are left out: {', '.join(left)}")
+        adapters.append((adapter, strength))
     lora.merge(model, adapters)
-    return model, {name: weights.file_hash(file) for name, file in files.items()}
+    hashes = [{name: weights.file_hash(file) for name, file in files.items()} for files in (model.files, added)]
+    return model, dict(files=hashes[0], added=hashes[1], revisions=revisions)
 
 
-def found(text: str, offline: bool) -> tuple[Path, str | None]:
-    """FILE:WORD -> the file, here or from the hub, and the word; a colon of the file's own name does not count."""
+def divided(text: str) -> tuple[str, str | None]:
+    """FILE:WORD -> the file and the word; a colon of the file's own name does not count."""
     source, colon, word = text.rpartition(":")
     source, word = (source, word) if colon and not Path(text).exists() else (text, None)
-    path, _ = weights.located(source, weights.one_file, offline=offline)
-    return weights.adapter_file(path), word
+    return source or fail(f"{text}: names no file before the colon"), word
+
+
+def number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = inf
+    return value if isfinite(value) else fail(f"{where}: the strength {text!r} is no number")
 
 
 def draw(args: argparse.Namespace, prompts: list[str], chosen: dict, record: dict):
-    model, hashes = load(chosen, args)
+    model, origin = load(chosen, args)
     for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
         chosen[key] = default if chosen[key] is None or key == "sampler" else chosen[key]
-    told = chosen | dict(files=hashes, revision=model.revisions.get(chosen["model"], chosen["revision"]),
-                         torch=torch.__version__, ldm=version("ldm"))
-    for key in ("files", "torch", "ldm"):
+    told = chosen | origin | dict(revision=model.revisions.get(chosen["model"], chosen["revision"]),
+                                  torch=torch.__version__, ldm=version("ldm"))
+    for key in ("files", "added", "torch", "ldm"):
         if key in record and record[key] != told[key]:
             warn(f"{args.again} was made with other {key}: it may come out differently")
     for text, cut in zip([*prompts, chosen["negative"] or ""],

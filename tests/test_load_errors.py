@@ -306,7 +306,7 @@ BAD = [   # what, the folder, how it is broken, what the line must say
     ("file: shape mismatch", "file", inside(lambda s: s | {IN_UNET + "out.2.bias": torch.ones(5)}),
      [FILE, "out.2.bias (5,) for (4,)"]),
     ("file: size of no network", "file", inside(lambda s: {k: t[:40].contiguous() if k.startswith(
-     IN_UNET + "input_blocks.4.0.in_layers.2") else t for k, t in s.items()}), [FILE, "no such UNet", "can be built"]),
+     IN_UNET + "input_blocks.4.0.in_layers.2") else t for k, t in s.items()}), [FILE, "counts of heads and groups"]),
     ("file: size that is none", "file", inside(lambda s: s | {IN_UNET + "out.2.weight": torch.ones(())}),
      [FILE, "no complete UNet", "shape ()"]),
     ("file: another text tower", "file", inside(lambda s: {k: t[:, :32].contiguous() if "attn2.to_k" in k else t

@@ -707,7 +707,7 @@ def test_keys_without_a_place(tmp_path):
     path, model = tmp_path / "a.safetensors", shared_model("sd15")
     extra = {f"unet.extra.{i}.lora_{x}.weight": torch.ones(2, 2) for i in range(9) for x in "AB"} | {"x": torch.ones(1)}
     save_file(GOOD | extra, path)
-    assert refusal(path, model).endswith(" and 16 more: partial=True leaves them out")
+    assert refusal(path, model).endswith(" and 16 more: partial=True (txt2img: --partial-lora) leaves them out")
     with pytest.raises(CheckpointError) as caught:
         load_adapter(path, model)
     assert set(caught.value.__notes__[0].split("\n")) == extra.keys()

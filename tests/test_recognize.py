@@ -1,5 +1,6 @@
 """What a file is: marks, metadata, guesses, copies, merges, parts alone, parts swapped, and what is no model."""
 
+import json
 import re
 import shutil
 import warnings
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 
 import tiny
@@ -20,6 +29,7 @@ from tiny import TEXT_FILE, UNET_FILE, VAE_FILE
 from weights import CheckpointError
 from weights.layouts import ema_key
 from weights.load import read_checkpoint
+from weights.safetensors_file import read_header
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +275,21 @@ def test_swaps_that_cannot_be(sd, files, tmp_path):
         weights.load(root / "base", vae=tmp_path / "xl")
 
 
+def test_swaps_know_the_model_around_them(sd, files, tmp_path):
+    """A part is not taken for another's because its sub-folder or its file was named."""
+    root = sd[0]
+    shutil.copytree(root / "base", tmp_path / "v")
+    scheduler = tmp_path / "v/scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"epsilon"', '"v_prediction"'))
+    for source in ("v", "v/unet", f"v/{UNET_FILE}"):
+        with pytest.raises(CheckpointError, match="trained with the prediction v, and the model's with eps"):
+            weights.load(root / "base", unet=tmp_path / source)
+    shutil.copy(tmp_path / "v" / UNET_FILE, tmp_path / "alone.safetensors")    # which tells nothing
+    assert weights.load(root / "base", unet=tmp_path / "alone.safetensors").facts.prediction == "eps"
+    with pytest.raises(CheckpointError, match="scales latents by 0.13025, and the model's by 0.18215"):
+        weights.load(files("sd15").path, vae=files("sdxl").path)
+
+
 def test_old_attention_names_of_a_vae(sd, tmp_path):
     """As most fine-tunes of 2022 have them: query, key, value and proj_attn."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -279,3 +304,60 @@ def test_old_attention_names_of_a_vae(sd, tmp_path):
     save_file(tensors, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     found, expected = weights.load_part(tmp_path / "vae"), weights.load(sd[0] / "base").vae.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+
+
+# what is written
+
+def test_diffusers_runs_the_kin_of_sd15(files, tmp_path):
+    """A folder names the pipeline of its model; that of the upscaler has a second scheduler."""
+    picture, mask = torch.zeros(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    for model, pipeline, inputs in (
+            ("sd15_inpaint", StableDiffusionInpaintPipeline, dict(image=picture, mask_image=mask)),
+            ("sd_x4", StableDiffusionUpscalePipeline, dict(image=picture[..., :8, :8]))):
+        weights.save(weights.load(files(model).path), tmp_path / model)
+        found = DiffusionPipeline.from_pretrained(tmp_path / model, safety_checker=None)
+        assert type(found) is pipeline
+        found.set_progress_bar_config(disable=True)
+        drawn = found("a fox", **inputs, num_inference_steps=1, output_type="pt").images
+        assert drawn.isfinite().all()
+
+
+def test_a_note_goes_where_it_belongs(tmp_path):
+    """A folder's files can be used alone, and a note that came with older metadata does not stay."""
+    model = weights.load(weights.MINIATURE, dtype=None)
+    weights.save(model, tmp_path / "folder", metadata={"ldm.facts": '{"steps": 4}', "by": "me"})
+    for part, network in (("unet", model.unet), ("vae", model.vae), ("text_encoder", model.texts[0])):
+        (file,) = (tmp_path / "folder" / part).glob("*.safetensors")
+        alone = weights.load_part(file, dtype=None)
+        assert alone.config == network.config
+        assert read_header(file).metadata["by"] == "me"
+    plain = weights.load(tmp_path / "folder")
+    assert plain.facts == model.facts
+
+
+def test_saving_leaves_what_lies_there(tmp_path):
+    model = weights.load(weights.MINIATURE, dtype=None)
+    (tmp_path / "keep.part").mkdir()
+    (tmp_path / "keep.part" / "file").write_text("mine")
+    weights.save(model, tmp_path / "keep")
+    assert {path.name for path in tmp_path.iterdir()} == {"keep", "keep.part"}
+    assert (tmp_path / "keep.part" / "file").read_text() == "mine"
+    for path, message in ((tmp_path / "keep.part/file/x", "cannot be written: (Not a directory|File exists)"),
+                          (tmp_path / ("n" * 300), "cannot be written: File name too long"),
+                          (tmp_path / "keep", "exists already")):
+        with pytest.raises(CheckpointError, match=message):
+            weights.save(model, path)
+
+
+@pytest.mark.parametrize("path, value, message", [
+    ("pad_ids", [60000], "tokens that fill up prompts"), ("unet.heads", [1, 1, 1, 7], "counts of heads and groups"),
+    ("unet.groups", 7, "counts of heads and groups"), ("steps", 0, "counts of pixels and steps")])
+def test_notes_that_cannot_be(path, value, message, changed):
+    file = changed("sd15", metadata={"ldm.facts": json.dumps({path: value})})
+    with pytest.raises(CheckpointError, match=f"says impossible things of the {message}"):
+        weights.load(file)
+
+
+def test_the_users_word_comes_before_the_notes(changed):
+    file = changed("sd15", metadata={"ldm.facts": json.dumps({"prediction": "x0"})})
+    assert facts_of(file).prediction == "x0" and facts_of(file, prediction="eps").prediction == "eps"

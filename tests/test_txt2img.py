@@ -78,6 +78,38 @@ def test_what_is_cut_from_a_long_prompt_is_said(script, tmp_path):
     assert "is cut before 'pear'" in run.stderr and "is cut before 'fig'" in run.stderr
 
 
+def test_adapters_and_embeddings_are_recorded(script, tmp_path):
+    """Two files of one name, a key without a place, a word with a vector of its own; and the picture made again."""
+    layer, width = "unet.mid_block.attentions.0.proj_in", weights.load(weights.MINIATURE).texts[0].config.width
+    channels = weights.load(weights.MINIATURE).facts.unet.channels[-1]
+    for k, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(k)
+        save_file({f"{layer}.lora_A.weight": torch.randn(2, channels, 1, 1),
+                   f"{layer}.lora_B.weight": torch.randn(channels, 2, 1, 1)},
+                  tmp_path / name / "my_unet_style.safetensors")
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, channels, 1, 1), "lora_te_foo.alpha": torch.ones(()),
+               f"{layer}.lora_B.weight": torch.zeros(channels, 2, 1, 1)}, tmp_path / "odd.safetensors")
+    save_file({"emb_params": torch.randn(2, width)}, tmp_path / "cat.safetensors")
+    paths = [str(tmp_path / name) for name in ("cat.safetensors", "a/my_unet_style.safetensors",
+                                               "b/my_unet_style.safetensors", "odd.safetensors")]
+    flags = ("--prompt", "a cat-toy apple", "--embedding", f"{paths[0]}:cat-toy", "--lora", f"{paths[1]}:0.5",
+             "--lora", paths[2], "--lora", paths[3], *FAST, "--out")
+    check_refused(script("txt2img.py", *flags, tmp_path / "out"), "--partial-lora) leaves them out", tmp_path / "out")
+    run = script("txt2img.py", *flags, tmp_path / "out", "--partial-lora")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == (f"warning: {paths[3]}: 1 tensors have no place in the model and are left out: "
+                          "lora_te_foo.alpha\n")
+    with Image.open(tmp_path / "out/00000-0.png") as image:
+        record, text, pixels = json.loads(image.text["ldm"]), image.text["parameters"], image.tobytes()
+    assert list(record["added"]) == paths and len(set(record["added"].values())) == 4
+    assert f"Model hash: {record['files']['unet/diffusion_pytorch_model.safetensors'][:10]}," in text
+    again = script("txt2img.py", "--again", tmp_path / "out/00000-0.png", "--out", tmp_path / "again.png")
+    assert again.returncode == 0 and again.stderr == run.stderr
+    with Image.open(tmp_path / "again.png") as image:
+        assert image.tobytes() == pixels
+
+
 def broken(tmp_path, change) -> str:
     """A copy of the miniature with one thing wrong."""
     folder = tmp_path / "model"
@@ -120,6 +152,9 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
 
 @pytest.mark.parametrize("flags, words", [
     (("--sampler", "eular"), "unknown sampler 'eular': choose one of"),
+    (("--lora", "style:much"), "--lora style: the strength 'much' is no number"),
+    (("--lora", "style:nan"), "--lora style: the strength 'nan' is no number"),
+    (("--lora", ":1"), ":1: names no file before the colon"),
     (("--schedule", "caras"), "unknown schedule 'caras'"),
     (("--height", 60), "height 60: must be a positive multiple of 8, for example 64"),
     (("--width", 0), "width 0"),

@@ -57,7 +57,9 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
         try:
             changes = build(fields, scale)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
+            if homes:
+                raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
+            changes = {}
         if READS_TEXT.search(module) and "weight" in changes:
             check_family(path, changes["weight"].shape, model)
         if len(homes) > 1:
@@ -187,6 +189,6 @@ def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool)
                               f"there, {listed(unmatched)}")
     if unmatched and not partial:
         error = CheckpointError(f"{path}: {len(unmatched)} tensors have no place in the model, {listed(unmatched)}: "
-                                "partial=True leaves them out")
+                                "partial=True (txt2img: --partial-lora) leaves them out")
         error.add_note("\n".join(unmatched))
         raise error

@@ -59,9 +59,12 @@ NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}   # sizes and scores in the ve
 def check_numbers(facts: ModelConfig, where: str) -> None:
     """No division by 0 and no root of a negative number comes of what a single file says."""
     unet, vae, noise, latent = facts.unet, facts.vae, facts.noise, facts.latent
-    counts = (*unet.heads, unet.groups, getattr(vae, "groups", 1), facts.size, facts.steps,
-              *(text.heads for text in facts.texts))
-    sound = {"counts of heads, groups, pixels and steps": min(counts) > 0,
+    shares = [*((width, count) for width, heads in zip(unet.channels, unet.heads) for count in (heads, unet.groups)),
+              *((width, vae.groups) for width in (vae.channels if isinstance(vae, VAEConfig) else ())),
+              *((text.width, text.heads) for text in facts.texts)]
+    sound = {"counts of heads and groups": all(count > 0 and width % count == 0 for width, count in shares),
+             "counts of pixels and steps": facts.size > 0 and facts.steps > 0,
+             "tokens that fill up prompts": all(0 <= token < TOKENS for token in facts.pad_ids),
              "noise": 0 < noise.sigma_min < noise.sigma_max if noise.edm else
                       0 < noise.beta_start <= noise.beta_end < 1,
              "scale, mean and deviation of latents": latent.scale > 0 and min(latent.std, default=1) > 0 and

@@ -95,6 +95,7 @@ def recognize_stored(stored: Stored, metadata: Mapping[str, str], path: Path, va
     facts, marks = with_marks(facts, stored, value)
     facts, told, guesses = with_prediction(facts, row, stored, inside["unet"], metadata, value, prediction)
     facts, noted = with_notes(facts, metadata, path)
+    facts = replace(facts, prediction=prediction or facts.prediction)   # the user's word before the note's
     check_fit(facts, str(path))
     check_numbers(facts, str(path))
     configs = {"unet": facts.unet, "vae": facts.vae} | dict(zip(list(sections)[2:], facts.texts))

@@ -3,10 +3,10 @@ written: files appear under their names when they are complete.
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +21,10 @@ from ldm.unet import UNet
 
 from .errors import CheckpointError, shown
 from .files import Held, Stored
+from .fill import is_finite
 from .folder import TOWERS
 from .layouts import SINGLE_FILES, Section, pieces
-from .notes import note
+from .notes import KEY, note
 from .recognize import describe, recognize_stored
 from .safetensors_file import Entry
 from .write_folder import write_facts, write_json
@@ -45,7 +46,7 @@ def save(model: Model, path: str | Path, layout: str | None = None, dtype: torch
     if model.tokenizer.added:
         raise CheckpointError(f"{path}: no layout holds added words, {shown(next(iter(model.tokenizer.added)))}: save "
                               "the model that they were added to")
-    towers = TOWERS[model.facts.family]
+    towers, metadata = TOWERS[model.facts.family], unnoted(metadata)
     networks = {"unet": model.unet, "vae": model.vae} | dict(zip(towers, model.texts))
     if layout is None:
         single = "ldm" if model.facts.family == "sd" else "sgm"
@@ -68,29 +69,34 @@ def save_part(network: nn.Module, path: str | Path, names: str = "diffusers", dt
     if names != "diffusers" and names != ("open_clip" if isinstance(network, CLIPText) else "ldm") or (
             names == "ldm" and isinstance(network, TinyVAE)):
         raise CheckpointError(f"{path}: a {type(network).__name__} was never published with the names of {names}")
-    tensors = section_tensors(network, Section("", names))
-    kind = {UNet: "unet", CLIPText: "text"}.get(type(network), "vae")
-    recognized = describe(kind, Section("", names), in_memory(tensors), path)
+    tensors, metadata = section_tensors(network, Section("", names)), unnoted(metadata)
     with appearing(path) as part:
-        write(part, tensors, dtype, {**metadata, **note(network.config, recognized)})
+        write(part, tensors, dtype, {**metadata, **part_note(network, tensors, names)})
+
+
+def unnoted(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata as they may come from another file, whose note is not this one's."""
+    return {key: text for key, text in metadata.items() if key != KEY}
+
+
+def part_note(network: nn.Module, tensors: Mapping[str, Tensor], names: str = "diffusers") -> dict[str, str]:
+    """The note of a file with one network."""
+    kind = {UNet: "unet", CLIPText: "text"}.get(type(network), "vae")
+    return note(network.config, describe(kind, Section("", names), in_memory(tensors), NEW))
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A name to write under; what was written gets its own name at the end, or vanishes."""
-    if path.exists():
-        raise CheckpointError(f"{path} exists already: choose another name, or remove it")
-    part = path.with_name(path.name + ".part")
     try:
+        if path.exists() or path.is_symlink():
+            raise CheckpointError(f"{path} exists already: choose another name, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        yield part
-        os.replace(part, path)
+        with TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as scratch:
+            yield Path(scratch) / path.name
+            os.replace(Path(scratch) / path.name, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
 
 
 def write_folder(folder: Path, facts: ModelConfig, networks: Mapping[str, nn.Module], dtype: torch.dtype | None,
@@ -98,7 +104,9 @@ def write_folder(folder: Path, facts: ModelConfig, networks: Mapping[str, nn.Mod
     write_facts(folder, facts, TOWERS[facts.family])
     for part, network in networks.items():
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-        write_shards(folder / part, stem, network.state_dict(), dtype, variant, shard_size, metadata)
+        tensors = network.state_dict()
+        own = {**metadata, **part_note(network, tensors)}
+        write_shards(folder / part, stem, tensors, dtype, variant, shard_size, own)
 
 
 def write_shards(folder: Path, stem: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None,
@@ -125,6 +133,10 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, Tensor], dtype: 
 
 def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
     converted = {key: tensor.detach().to(dtype or tensor.dtype).contiguous() for key, tensor in tensors.items()}
+    for key, tensor in converted.items():
+        if tensor.dtype != tensors[key].dtype and not is_finite(tensor):
+            raise CheckpointError(f"{shown(key)} holds values beyond {str(dtype).removeprefix('torch.')}: choose "
+                                  "bfloat16 or float32")
     save_file(converted, path, metadata={"format": "pt", **metadata})
     path.chmod(0o644)   # the library keeps it to its owner
 

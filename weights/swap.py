@@ -31,14 +31,19 @@ def swapped(base: Checkpoint, part: str, path: Path, variant: str | None = None)
 
 
 def training_of(path: Path) -> dict:
-    """What the UNet there was trained for, as far as a scheduler beside it, or the file around it, tells."""
-    if path.is_dir():
-        file = path / "scheduler" / "scheduler_config.json"
-        json = Settings(str(file), read_json(file) if file.exists() else {})
-        told = sampling(json, str(json.values.get("_class_name")), "sd") if file.exists() else {}
-    else:
-        told = vars(recognize(path).facts) if is_whole(read_stored(path)) else {}
+    """What the UNet there was trained for, as far as the file around it tells, or the scheduler of the model whose
+    folder, sub-folder or file was given. A file of a UNet alone tells nothing."""
+    told = vars(whole.facts) if (whole := whole_file(path)) else {}
+    for folder in (path, *path.absolute().parents[:2]):
+        file = folder / "scheduler" / "scheduler_config.json"
+        if not told and file.is_file():
+            json = Settings(str(file), read_json(file))
+            told = sampling(json, str(json.values.get("_class_name")), "sd")
     return {name: told[name] for name in ("noise", "prediction", "latent") if name in told}
+
+
+def whole_file(path: Path) -> Checkpoint | None:
+    return recognize(path) if path.is_file() and is_whole(read_stored(path)) else None
 
 
 def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) -> ModelConfig:
@@ -66,6 +71,9 @@ def with_vae(facts: ModelConfig, vae: VAEConfig | TinyVAEConfig, settings: Setti
 
 
 def vae_settings(path: Path) -> Settings:
-    """Its config.json, where it has one."""
-    found = [folder / "config.json" for folder in (path / "vae", path) if (folder / "config.json").is_file()]
+    """Its config.json, where it has one, or what the file around it says."""
+    if whole := whole_file(path):
+        return Settings(str(path), dict(scaling_factor=whole.facts.latent.scale, force_upcast=whole.facts.careful_vae))
+    found = [folder / "config.json" for folder in (path / "vae", path, path.absolute().parent)
+             if (folder / "config.json").is_file()]
     return Settings(str(found[0]), read_json(found[0])) if found else Settings(str(path), {})

@@ -1,20 +1,20 @@
 """The JSON and tokenizer files of a model folder in diffusers' layout, from a model's facts: the inverse of folder.py
-and configs.py. Loaded by diffusers 0.42 and transformers 5 and, to equal facts, by this package.
+and configs.py. Loaded by diffusers 0.42 and transformers 5, but for depth and unCLIP models, whose image parts are not
+here; and, to equal facts, by this package.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.config import CLIPConfig, LatentConfig, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, LatentConfig, ModelConfig, NoiseConfig, TinyVAEConfig, UNetConfig, VAEConfig
 from ldm.tokenizer import published_files
 
 from .folder import LAWS, PADS, PREDICTIONS, SPACINGS
 from .parts import NUMBERS
 
 VERSION = "0.42.1"   # of diffusers, whose names these are
-PIPELINES = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline",
-             "sdxl_refiner": "StableDiffusionXLImg2ImgPipeline"}
+UPSCALE = "StableDiffusionUpscalePipeline"
 SCHEDULERS = {   # our sampler -> the class of diffusers that holds the same facts, and what it needs to be that sampler
     "plms": ("PNDMScheduler", dict(skip_prk_steps=True, set_alpha_to_one=False)),
     "ddim": ("DDIMScheduler", dict(clip_sample=False, set_alpha_to_one=False)),
@@ -100,9 +100,30 @@ def scheduler_json(facts: ModelConfig) -> dict:
         **dict(rescale_betas_zero_snr=True) if noise.zero_snr else {}, **settings)
 
 
+def low_res_json(noise: NoiseConfig) -> dict:
+    """Noise for the picture that the x4 upscaler is given."""
+    return dict(_class_name="DDPMScheduler", _diffusers_version=VERSION, num_train_timesteps=noise.trained,
+                beta_start=noise.beta_start, beta_end=noise.beta_end, beta_schedule=noise.beta_law, clip_sample=True,
+                variance_type="fixed_small", prediction_type="epsilon")
+
+
+def pipeline_of(facts: ModelConfig) -> str:
+    """The class of diffusers that runs such a model."""
+    match facts.family, facts.unet:
+        case "sdxl_refiner", _: return "StableDiffusionXLImg2ImgPipeline"
+        case "sdxl", UNetConfig(in_channels=9): return "StableDiffusionXLInpaintPipeline"
+        case "sdxl", _: return "StableDiffusionXLPipeline"
+        case _, UNetConfig(in_channels=9): return "StableDiffusionInpaintPipeline"
+        case _, UNetConfig(in_channels=5): return "StableDiffusionDepth2ImgPipeline"
+        case _, unet if unet.class_count: return UPSCALE
+        case _, unet if unet.class_dim: return "StableUnCLIPImg2ImgPipeline"
+        case _, unet if unet.guidance_dim: return "LatentConsistencyModelPipeline"
+    return "StableDiffusionPipeline"
+
+
 def index_json(facts: ModelConfig, towers: Sequence[str], scheduler: str, tiny_vae: bool) -> dict:
     defaults = dict(steps=facts.steps, guidance=facts.guidance, sampler=facts.sampler, schedule=facts.schedule)
-    values = dict(_class_name=PIPELINES[facts.family], _diffusers_version=VERSION, _defaults=defaults,
+    values = dict(_class_name=pipeline_of(facts), _diffusers_version=VERSION, _defaults=defaults,
                   unet=["diffusers", "UNet2DConditionModel"], scheduler=["diffusers", scheduler],
                   vae=["diffusers", "AutoencoderTiny" if tiny_vae else "AutoencoderKL"])
     if facts.family == "sdxl_refiner":
@@ -110,6 +131,8 @@ def index_json(facts: ModelConfig, towers: Sequence[str], scheduler: str, tiny_v
     for tower, cfg in zip(towers, facts.texts):
         values[tower] = ["transformers", "CLIPTextModelWithProjection" if cfg.projection else "CLIPTextModel"]
         values[tower.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+    if values["_class_name"] == UPSCALE:
+        return values | dict(low_res_scheduler=["diffusers", "DDPMScheduler"])
     if facts.family == "sd":
         return values | dict(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     return values | dict(force_zeros_for_empty_prompt=facts.zero_empty_prompt)
@@ -140,6 +163,8 @@ def write_facts(folder: Path, facts: ModelConfig, towers: Sequence[str]) -> None
     for tower, cfg, pad_id in zip(towers, facts.texts, facts.pad_ids):
         write_json(folder / tower / "config.json", text_json(cfg))
         write_tokenizer(folder / tower.replace("text_encoder", "tokenizer"), pad_id, cfg.length)
+    if facts.unet.class_count:
+        write_json(folder / "low_res_scheduler" / "scheduler_config.json", low_res_json(facts.noise))
     write_json(folder / "model_index.json", index_json(facts, towers, scheduler["_class_name"], tiny_vae))
 
 
