@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -219,3 +219,28 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 def relative_l2(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, a.dtype, b.shape, b.dtype)
     return ((a - b).norm() / b.norm()).item()
+
+
+def network(x: Tensor, t: float) -> Tensor:
+    """A smooth, bounded stand-in for a UNet where only the sampler matters, a function of all that it is given."""
+    return torch.tanh(0.9 * x.roll(1, dims=-1) - 0.3 * x + 0.7 * torch.cos(torch.as_tensor(t) / 150))
+
+
+def denoise(x: Tensor, sigma: float) -> Tensor:
+    """The like for samplers alone: an estimate of the clean picture."""
+    return torch.tanh(0.9 * x.roll(1, dims=-1) - 0.3 * x + torch.cos(torch.tensor(sigma).log()))
+
+
+def trajectory(scheduler, x: Tensor, network=network, **options) -> list[Tensor]:
+    """x after every step of diffusers' scheduler; not after the first half of a step, nor after the trial of PNDM."""
+    xs = []
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, **options).prev_sample
+        xs.append(x)
+    if isinstance(scheduler, PNDMScheduler):
+        return xs[1:] or xs
+    return [*xs[1:-1:2], xs[-1]] if scheduler.order == 2 else xs
+
+
+def unit_noise(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(5)).to(dtype)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import network, relative_error
 from samplers import multistep, ode
 from samplers.denoiser import denoiser
 from samplers.invert import add_noise, add_noise_vp, invert, shifted_times
@@ -19,25 +20,8 @@ SCALARS = 1e-5   # all in float64, but diffusers' scalars are float32, and the f
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On tensors this small a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def network(x: torch.Tensor, t: float) -> torch.Tensor:
-    return torch.tanh(0.9 * x.roll(1, dims=-1) - 0.3 * x + 0.7 * torch.cos(torch.tensor(float(t)) / 150))
-
-
 def picture(dtype=torch.float32) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=dtype)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def final(steps) -> torch.Tensor:
@@ -70,7 +54,7 @@ def test_ddim_inversion_equals_diffusers(schedule, steps, prediction):
     sigmas = down[::-1]
     denoise = denoiser(network, SD, prediction, shifted_times(times, sigmas))
     ours = final(ode.euler(denoise, picture(torch.float64) * sqrt(1 + sigmas[0] ** 2), sigmas))
-    assert relative(unit(ours, sigmas[-1]), theirs(inverse, steps)) < SCALARS
+    assert relative_error(unit(ours, sigmas[-1]), theirs(inverse, steps)) < SCALARS
 
 
 @pytest.mark.parametrize("steps", [2, 5, 14, 20])
@@ -82,7 +66,7 @@ def test_dpmpp_inversion_equals_diffusers(steps, prediction):
     sigmas = down[::-1]
     x = picture(torch.float64) * sqrt(1 + sigmas[0] ** 2)
     ours = final(multistep.dpmpp_2m(denoiser(network, SD, prediction, times), x, sigmas))
-    assert relative(unit(ours, sigmas[-1]), theirs(inverse, steps)) < SCALARS
+    assert relative_error(unit(ours, sigmas[-1]), theirs(inverse, steps)) < SCALARS
 
 
 def test_diffusers_dpmpp_inversion_stands_still_in_its_last_karras_step():
@@ -103,10 +87,10 @@ def test_exact_inversion_leads_back_to_the_picture(run, prediction):
     x = picture(torch.float64)
     noise = final(invert(run, denoise, x, down[::-1], tolerance=1e-14))
     back = final(run(denoise, noise, down))
-    assert relative(back, x) < 2e-12   # 20 steps of 1e-14, of which each may grow on the way down
+    assert relative_error(back, x) < 2e-12   # 20 steps of 1e-14, of which each may grow on the way down
     plain = final(run(denoise, final(run(denoise, x, down[::-1])), down))
-    assert relative(plain, x) > 1e-3   # the explicit way up misses: what `invert` is for
-    assert relative(noise, final(run(denoise, x, down[::-1]))) < 0.5
+    assert relative_error(plain, x) > 1e-3   # the explicit way up misses: what `invert` is for
+    assert relative_error(noise, final(run(denoise, x, down[::-1]))) < 0.5
 
 
 def test_exact_inversion_in_float32():
@@ -114,7 +98,7 @@ def test_exact_inversion_in_float32():
     down = karras(0.03, SD.sigma_max, 20)
     steps = list(invert(ode.euler, denoise, picture(), down[::-1]))
     assert [step.sigma for step in steps] == down[:0:-1] and steps[0].x.dtype == torch.float32
-    assert relative(final(ode.euler(denoise, steps[-1].x, down)), picture()) < 1e-4
+    assert relative_error(final(ode.euler(denoise, steps[-1].x, down)), picture()) < 1e-4
 
 
 def test_a_step_that_does_not_converge_is_named():
@@ -134,8 +118,8 @@ def test_noise_is_added_as_diffusers_adds_it():
     ve = euler.add_noise(x0, noise, euler.timesteps[[499, 499]])
     sigma = SD.sigmas[500]
     assert euler.timesteps[499] == 500
-    assert relative(add_noise_vp(x0, noise, sigma), vp) < 1e-6   # roundings of float32
-    assert relative(add_noise(x0, noise, sigma), ve) < 1e-6
+    assert relative_error(add_noise_vp(x0, noise, sigma), vp) < 1e-6   # roundings of float32
+    assert relative_error(add_noise(x0, noise, sigma), ve) < 1e-6
     edm_sigma = edm.sigmas[3].item()
-    assert relative(add_noise(x0, noise, edm_sigma), edm.add_noise(x0, noise, edm.timesteps[[3, 3]])) < 1e-6
+    assert relative_error(add_noise(x0, noise, edm_sigma), edm.add_noise(x0, noise, edm.timesteps[[3, 3]])) < 1e-6
     assert np.isclose(add_noise(x0, noise, sigma).std().item(), sqrt(1 + sigma**2), rtol=0.1)

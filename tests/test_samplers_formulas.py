@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
+from helpers import denoise
 from samplers import SAMPLERS, adams, cfg_pp, distilled, multistep, ode, predictor_corrector, sde, singlestep
 from samplers.coefficients import UNIFORM, ancestral, moments, quadrature
 from samplers.schedule import karras, noise_table
@@ -17,10 +18,6 @@ from samplers.step import Step
 SHAPE = (2, 3, 4, 4)
 SIGMAS = [14.6, 9.1, 5.5, 3.9, 1.7, 0.9, 0.5, 0.2, 0.0]
 START = 14.6 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    return torch.tanh(0.9 * x.roll(1, dims=-1) - 0.3 * x + torch.cos(torch.tensor(sigma).log()))
 
 
 def unguided(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -155,15 +152,16 @@ def test_gradient_estimation_formula():
     check(end(adams.gradient_estimation), x)
 
 
-def test_heunpp2_formula():
-    x, n = START, len(SIGMAS) - 1
-    for i, (a, b) in enumerate(pairwise(SIGMAS)):
+@pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:-1]])
+def test_heunpp2_formula(sigmas):
+    x, n = START, len(sigmas) - 1
+    for i, (a, b) in enumerate(pairwise(sigmas)):
         d = (x - denoise(x, a)) / a
         if i < n - 1:
             y = x + (b - a) * d
             d2 = (y - denoise(y, b)) / b
         if i < n - 2:
-            c = SIGMAS[i + 2]
+            c = sigmas[i + 2]
             z = y + (c - b) * d2
             d3 = (z - denoise(z, c)) / c
             w2, w3 = b / (3 * SIGMAS[0]), c / (3 * SIGMAS[0])
@@ -173,7 +171,29 @@ def test_heunpp2_formula():
             x = x + (b - a) * ((1 - w2) * d + w2 * d2)
         else:
             x = x + (b - a) * d
-    check(end(ode.heunpp2), x)
+    check(end(ode.heunpp2, sigmas), x)
+
+
+@pytest.mark.parametrize("steps", [18, 120])
+def test_edm_stochastic_formula(steps):
+    """arXiv 2206.00364, algorithm 2, with the numbers of table 5 for ImageNet-64; the churn of few steps is cut off."""
+    s_churn, s_tmin, s_tmax, s_noise = 40, 0.05, 50, 1.003
+    sigmas = [*karras(0.02, 80.0, steps), 0.0]
+    x, z = START, white()
+    for a, b in pairwise(sigmas):
+        gamma = min(s_churn / steps, sqrt(2) - 1) if s_tmin <= a <= s_tmax else 0
+        higher = a + gamma * a
+        x = x + sqrt(higher**2 - a**2) * s_noise * (z() if gamma else 0)
+        d = (x - denoise(x, higher)) / higher
+        y = x + (b - higher) * d
+        x = x + (b - higher) * (d / 2 + (y - denoise(y, b)) / (2 * b)) if b else y
+    check(end(SAMPLERS["edm_stochastic"].run, sigmas, white()), x, 1e-11)   # 1 / 0.02 of the last rounding
+
+
+def test_ipndm_v_ends_with_a_step_of_euler_and_lms_does_not():
+    (*_, before, last), (*_, free) = SAMPLERS["ipndm_v"].run(denoise, START, SIGMAS), adams.lms(denoise, START, SIGMAS)
+    check(last.x, denoise(before.x, SIGMAS[-2]))
+    assert (free.x - last.x).abs().max() > 0.01
 
 
 def test_er_sde_formula():
@@ -215,6 +235,22 @@ def test_seeds_2_formula(eta):
     check(end(partial(singlestep.seeds_2, eta=eta), noise=white()), x)
 
 
+@pytest.mark.parametrize("name, eta", [("exp_heun_2_x0", 0.0), ("exp_heun_2_x0_sde", 1.0)])
+def test_exp_heun_is_the_exponential_trapezoid_rule(name, eta):
+    """arXiv 2305.14267: Euler to the end of the step, then the line through the estimates of both ends, integrated."""
+    x, z = START, white()
+    for a, b in pairwise(SIGMAS):
+        x0 = denoise(x, a)
+        if b == 0:
+            x = x0
+            break
+        h = (1 + eta) * log(a / b)
+        noise = b * sqrt(1 - (b / a) ** 2) * z() if eta else 0
+        y = exp(-h) * x + (1 - exp(-h)) * x0 + noise
+        x = y + (1 - (1 - exp(-h)) / h) * (denoise(y, b) - x0)
+    check(end(SAMPLERS[name].run, noise=white()), x)
+
+
 def test_seeds_3_formula():
     x, z = START, white()
     phi1, phi2 = lambda h: 1 - exp(-h), lambda h: 1 - (1 - exp(-h)) / h
@@ -248,9 +284,25 @@ def test_sa_solver_pece_formula():
         x = q * x + (1 - q - w) * x0 + w * new
         x0 = denoise(x, b)
     counted = lambda x, sigma: calls.append(sigma) or denoise(x, sigma)
-    pece = partial(predictor_corrector.sa_solver, predictor=1, corrector=2, tau=0.0, second="exact", pece=True)
+    pece = partial(SAMPLERS["sa_solver_pece"].run, predictor=1, corrector=2, tau=0.0)
     check(end(pece, estimate=counted), x0)   # the last step goes to 0
     assert len(calls) == 2 * (len(SIGMAS) - 1) - 1
+
+
+@pytest.mark.parametrize("name", ["sa_solver", "sa_solver_pece"])
+def test_sa_solver_is_noisy_between_times_200_and_800(name):
+    """In the steps that begin there; it draws in all of them, as diffusers does."""
+    sigmas = [noise_table().sigma(t) for t in (999, 900, 801, 800, 600, 400, 200, 199, 100, 0)] + [0.0]
+
+    def run(loud: float | None = None) -> tuple[list[torch.Tensor], list[float]]:
+        """x after every step, with a draw of ones in the step from one level and of zeros in the others."""
+        draws = []
+        noise = lambda sigma, lower: draws.append(sigma) or torch.full_like(START, sigma == loud)
+        return [step.x for step in SAMPLERS[name].run(denoise, START, sigmas, noise)], draws
+
+    quiet, draws = run()
+    moved = [not torch.equal(run(sigma)[0][i], quiet[i]) for i, sigma in enumerate(sigmas[:-1])]
+    assert draws == sigmas[:-1] and moved == [False] * 3 + [True] * 4 + [False] * 3
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -270,7 +322,8 @@ def test_res_multistep_ancestral_formula(published):
     check(end(partial(multistep.res_multistep_ancestral, published=published), noise=white()), x)
 
 
-@pytest.mark.parametrize("steps, again, times", [(12, 0, 0), (20, 9, 1), (40, 10, 2)])
+@pytest.mark.parametrize("steps, again, times", [(12, 0, 0), (19, 0, 0), (20, 9, 1), (35, 9, 1), (36, 9, 2),
+                                                 (40, 10, 2)])
 def test_restart_formula(steps, again, times):
     """arXiv 2306.14878, algorithm 2, with AUTOMATIC1111's steps: as many Heun steps as were asked for."""
     given = [*karras(0.03, 14.6, steps), 0.0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from samplers import SAMPLERS, adams, multistep, ode, predictor_corrector, sde, singlestep
+from samplers import SAMPLERS, adams, cfg_pp, multistep, ode, predictor_corrector, sde, singlestep
 
 SHARES, MEANS, DEVIATIONS = (torch.tensor(row, dtype=torch.float64) for row in ((0.3, 0.7), (-1.2, 0.8), (0.6, 0.9)))
 POINTS = torch.tensor([-2.0, -0.9, -0.3, 0.2, 0.8, 1.7], dtype=torch.float64)
@@ -40,6 +40,11 @@ def runge_kutta_start(denoise, x, sigmas):
     return adams.plms(denoise, x, sigmas, middles=[(a + b) / 2 for a, b in zip(sigmas[:3], sigmas[1:4])])
 
 
+def unguided(sampler):
+    """Of CFG++, whose two estimates are one where there is no guidance."""
+    return lambda denoise, x, sigmas: sampler(lambda x, sigma: (denoise(x, sigma),) * 2, x, sigmas)
+
+
 # theory, sampler, steps; then where it is measured. High levels make the low order of the first steps harmless.
 WIDE, USUAL, EQUAL = (geometric, 1000.0, 0.1), (geometric, 80.0, 0.1), (equal, 60.0, 2.0)
 still = lambda sampler, **options: partial(sampler, noise=None, eta=0.0, **options)
@@ -49,6 +54,7 @@ ORDERS = {
     "heunpp2": (1, ode.heunpp2, 80, USUAL),
     "dpm_2": (2, ode.dpm_2, 80, USUAL),
     **{f"lms {k}": (k, partial(adams.lms, order=k), 160, WIDE) for k in (1, 2, 3, 4)},
+    "ipndm_v": (4, SAMPLERS["ipndm_v"].run, 160, WIDE),
     **{f"ipndm {k}": (k, partial(adams.ipndm, order=k), 600, EQUAL) for k in (1, 2, 3, 4)},
     "plms": (4, adams.plms, 600, EQUAL),
     "plms from Runge and Kutta": (4, runge_kutta_start, 600, EQUAL),
@@ -70,10 +76,12 @@ ORDERS = {
        for k in (1, 2, 3) for second in ("midpoint", "exact")},
     **{f"uni_pc {k}, {b}": (k + 1, partial(predictor_corrector.uni_pc, order=k, variant=b, short=0), 160, WIDE)
        for k in (1, 2, 3) for b in ("bh1", "bh2")},
+    "uni_pc_bh2": (2, SAMPLERS["uni_pc_bh2"].run, 160, USUAL),   # ends like that one
     "uni_pc as published": (2, predictor_corrector.uni_pc, 640, USUAL),   # its last step is of order 1
     **{f"sa_solver {p}/{c}": (min(p + 1, c), partial(predictor_corrector.sa_solver, noise=None, predictor=p,
                                                      corrector=c, tau=0.0, short=0), 320, WIDE)
        for p, c in ((1, 1), (2, 2), (2, 3), (3, 3), (3, 4))},
+    "sa_solver_pece": (4, partial(SAMPLERS["sa_solver_pece"].run, noise=None, tau=0.0, short=0), 160, WIDE),
     "er_sde": (3, partial(multistep.er_sde, noise=None, scale=lambda sigma: sigma, s_noise=0.0), 80, USUAL),
     "er_sde as published": (2, partial(multistep.er_sde, noise=None, scale=lambda sigma: sigma, s_noise=0.0,
                                        third="published"), 80, USUAL),
@@ -85,6 +93,8 @@ ORDERS = {
     "dpm_fast": (3, singlestep.dpm_fast, 242, USUAL),        # 3 n + 2 evaluations: the last block is of order 2
     "dpm_fast, 3 n": (2, singlestep.dpm_fast, 240, USUAL),   # and here of order 1
     "ddim": (1, still(sde.ddim), 80, USUAL),
+    "euler_cfg_pp": (1, unguided(cfg_pp.euler_cfg_pp), 80, USUAL),
+    "dpmpp_2m_cfg_pp": (2, unguided(cfg_pp.dpmpp_2m_cfg_pp), 80, USUAL),
 }
 
 

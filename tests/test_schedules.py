@@ -422,6 +422,19 @@ def test_bad_names_and_numbers_are_refused():
         noise_table(law="quadratic")
 
 
+@pytest.mark.parametrize("call, message", [
+    (lambda: choose(SD, [10, 5, 5, 0], 3), r"schedule \[10.0, 5.0, 5.0, 0.0\]: noise levels must decrease"),
+    (lambda: choose(SD, [1, 2, 0], 2), "must decrease in every step"), (lambda: choose(SD, [], 1), "must decrease"),
+    (lambda: choose(SD, [2, math.nan, 0], 2), "must decrease"), (lambda: choose(SD, [2, 1, -1], 2), "not below 0"),
+    (lambda: parts.split([2, 1, 0], 3), "cannot hand over after 3 steps of 2"),
+    (lambda: parts.split([2, 1, 0], -1), "cannot hand over after -1 steps of 2"),
+    (lambda: parts.start_at_strength_comfy(lambda n: [*range(n, -1, -1)], 4, 0), "strength 0: choose more than 0, to 1"),
+])
+def test_bad_lists_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_between_trained_times_there_are_two_laws():
     """diffusers draws straight lines in sigma, k-diffusion in log sigma; only the latter is inverted by t()."""
     middle = SD.log_linear_sigma(100.5)

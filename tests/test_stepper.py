@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from helpers import network
 from samplers import SAMPLERS, ode
 from samplers.denoiser import denoiser
 from samplers.noise import BrownianTree, Streams
@@ -12,19 +13,6 @@ from samplers.stepper import Stepper
 
 SD = noise_table()
 SHAPE = (2, 4, 8, 8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On tensors this small a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def network(x: torch.Tensor, t: float) -> torch.Tensor:
-    return torch.tanh(0.9 * x.roll(1, dims=-1) - 0.3 * x + 0.7 * torch.cos(torch.tensor(float(t)) / 150))
 
 
 def start(sigma: float) -> torch.Tensor:
