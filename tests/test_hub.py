@@ -136,6 +136,9 @@ for i in (1, 2):
      {name for name in XL_WANTED if not name.startswith(("text_encoder/", "tokenizer/"))} | {
         "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
         "text_encoder_2/model.safetensors"}),
+    (SD15, partial(model_files, without=("unet", "vae")), {   # both swapped: their settings still describe the model
+        "model_index.json", "scheduler/scheduler_config.json", *folders("unet", "vae", "text_encoder"),
+        "tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json", "text_encoder/model.safetensors"}),
     (SD15, partial(part_files, part="unet", variant="non_ema"),
      {"scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.non_ema.safetensors"}),
     (FIX, partial(part_files, part="vae"), {"config.json", "diffusion_pytorch_model.safetensors"}),

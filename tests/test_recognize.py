@@ -158,6 +158,8 @@ def test_variants_load_to_equal_models(model, change, files, changed):
     (lambda t: t | {"model.diffusion_model.out.2.bias": torch.zeros(5)}, r"another shape.*out.2.bias \(5,\) for"),
     (lambda t: {k: v for k, v in t.items() if "time_embed" in k or not k.startswith("model.")}, "not a whole model"),
     (lambda t: t | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(64, 4)}, "another shape"),
+    (lambda t: t | {key: t[key][:100].contiguous() for key in t if key.endswith("token_embedding.weight")},
+     r"vocabularies of \[100\]: equal numbers of tokens, from at least the 49408 of CLIP"),
 ])
 def test_incomplete_and_surprising_files(change, message, changed):
     with pytest.raises(CheckpointError, match=message) as error:

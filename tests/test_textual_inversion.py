@@ -132,6 +132,15 @@ def test_the_model_stays_as_it_was():
     assert table.weight.dtype == torch.float16 and not table.weight.requires_grad
 
 
+def test_a_model_with_new_words_is_not_saved(tmp_path):
+    """No layout holds them: the model without them and the embedding's own file do."""
+    model = weights.load(weights.MINIATURE)
+    word = weights.add_embedding(model, Embedding("cat-toy", (torch.zeros(1, model.texts[0].config.width),), "here"))
+    with pytest.raises(CheckpointError, match="no layout holds added words, 'cat-toy': save the model that"):
+        weights.save(word, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_a_word_is_found():
     """As a word of its own, the longest first; a sign at its edge needs no gap."""
     tokenizer = Tokenizer().with_token("<a>").with_token("zxqj").with_token("zxqj-2").with_token("caf\u00e9x", 2)
