@@ -3,31 +3,52 @@
     python scripts/convert.py sd_xl_base_1.0.safetensors --to sdxl                        # a folder as diffusers has it
     python scripts/convert.py sdxl --to sdxl.safetensors --dtype float16                  # one file
     python scripts/convert.py sdxl --to vae.safetensors --part vae --names ldm            # one network
-    python scripts/convert.py old.ckpt --to new.safetensors                               # out of pickle
+    python scripts/convert.py old.ckpt --to new.safetensors                               # out of pickle; adapters too
     python scripts/convert.py sdxl --to mine --unet spin.safetensors --shard-size 2GB     # parts put together
 
 The source may be a folder, a file or a repository of the hub. What is written appears under its name when it is
-complete, and metadata of a single file are kept. Pickled files are opened here and nowhere else in this project, in a
-process of their own that accepts tensors alone; convert only those that you trust.
+complete. Metadata of a single file are kept; what has no place in what is written is told on stderr. Pickled files are
+opened here and nowhere else in this project, in a process of their own that accepts tensors alone; convert only those
+that you trust.
 """
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors.torch import save_file
 
 import weights
-from weights.load import read_checkpoint
+from weights import CheckpointError, lora_files
+from weights.alone import read_part
+from weights.disk import opened, read_json
+from weights.fill import left_out
+from weights.folder import CLASSES
+from weights.hub_files import model_files, part_files
+from weights.load import located, read_checkpoint
+from weights.safetensors_file import read_header
+from weights.save import appearing, write
+from weights.textual_inversion import read_embedding
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-PICKLED = (".ckpt", ".bin", ".pt", ".pth")
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
+FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "prediction", "ema"}
+OPTIONS = {   # what is written -> the options that say something of it
+    "a folder": FOR_MODELS | {"shard_size", "write_variant"}, "one file": FOR_MODELS,
+    "one network": FOR_ALL | {"part", "names"}, "an adapter or embedding": FOR_ALL}
+NAMED = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",   # beside the tensors of old checkpoints
+         "torch.nn.modules.container.ParameterDict")                       # around those of old embeddings
 
 
 def arguments() -> argparse.Namespace:
@@ -36,10 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new .safetensors file")
     parser.add_argument("--layout", choices=("diffusers", "ldm", "sgm"), help="default: by the name of --to")
     parser.add_argument("--part", choices=("unet", "vae", "text_encoder", "text_encoder_2"), help="this network alone")
-    parser.add_argument("--names", choices=("diffusers", "ldm", "open_clip"), default="diffusers",
-                        help="of the tensors of --part (default: diffusers)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all tensors (default: as they are)")
-    parser.add_argument("--shard-size", help="of the files of a folder, for example 5GB")
+    parser.add_argument("--names", choices=("diffusers", "ldm", "open_clip"), help="of its tensors; default: diffusers")
+    parser.add_argument("--dtype", choices=DTYPES, help="of all tensors (default: each as it is)")
+    parser.add_argument("--shard-size", type=size, help="of the files of a folder, for example 5GB")
     parser.add_argument("--write-variant", help="a word in the names of a folder's files, for example fp16")
     parser.add_argument("--variant", help="the files to read, for example fp16")
     parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
@@ -51,7 +71,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fail(message: str):
+def fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -60,102 +80,183 @@ def warn(message: str):
     print(f"warning: {message}", file=sys.stderr)
 
 
-def size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?B?)", text.upper())
-    if not match or float(match[1]) <= 0:
-        fail(f"--shard-size {text}: give a number of bytes, with KB, MB or GB, for example 5GB")
-    return int(float(match[1]) * UNITS[match[2].removesuffix("B") + "B" if match[2] not in ("", "B") else ""])
+def size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?)B?", text.upper(), re.ASCII)
+    count = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    return count or fail(f"--shard-size {text}: give a number of bytes, with KB, MB or GB, for example 5GB")
+
+
+def kind(args: argparse.Namespace) -> str:
+    """What is asked for, of OPTIONS."""
+    if args.part:
+        return "one network"
+    folder = args.layout == "diffusers" if args.layout else args.to.suffix != ".safetensors"
+    return "a folder" if folder else "one file"
+
+
+def check(args: argparse.Namespace, what: str):
+    """Refuse whatever would have no effect on what is written, or none that can be read."""
+    if (what == "a folder") == (args.to.suffix == ".safetensors"):
+        fail(f"--to {args.to}: the name of a file must end with .safetensors, and that of a folder must not")
+    for name, value in vars(args).items():
+        if value and name not in OPTIONS[what]:
+            fail(f"--{name.replace('_', '-')} says nothing of {what}, which would be written")
+    if not re.fullmatch(r"[\w-]+", args.write_variant or "none", re.ASCII):
+        fail(f"--write-variant {args.write_variant}: it can have letters, digits, _ and -")
+    if args.to.exists() or args.to.is_symlink():
+        fail(f"{args.to} exists already: choose another name, or remove it")
+
+
+# out of pickle
+
+class StandIn:
+    """For a class of NAMED: it does nothing."""
 
 
 def unpickle(source: Path, target: Path):
-    """The tensors of a pickled file as safetensors; run as a process of its own."""
-    content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in content.items()
-               if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise ValueError("it holds no tensors by name")
-    save_file(tensors, target)
-
-
-def without_pickle(source: Path, scratch: Path) -> Path:
-    """The source itself, or what stands for it with safetensors in place of what was pickled."""
-    if source.is_file() and is_pickled(source):
-        copy = scratch / (source.stem + ".safetensors")
-        open_pickle(source, copy)
-        return copy
-    pickled = [file for file in sorted(source.rglob("*")) if file.suffix in PICKLED
-               and not any(file.parent.glob("*.safetensors"))]
-    if source.is_file() or not pickled:
-        return source
-    copy = scratch / source.name
-    for file in source.rglob("*"):
-        target = copy / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if file in pickled:
-            name = file.with_suffix(".safetensors").name
-            open_pickle(file, target.with_name(name.removeprefix("pytorch_")))   # as transformers names both
-        elif file.is_file() and file.suffix not in PICKLED:
-            target.symlink_to(file.resolve())
-    return copy
+    """The tensors of a pickled file as safetensors; run as a process of its own, which tells its error in one line."""
+    try:
+        with torch.serialization.safe_globals([(StandIn, name) for name in NAMED]):
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+        content = content.get("state_dict", content) if isinstance(content, dict) else {}
+        if "string_to_param" in content:   # an embedding of the web UI: {"*": vectors}
+            vectors = content["string_to_param"]
+            content = {"emb_params": next(iter(getattr(vectors, "_parameters", vectors).values()))}
+        tensors = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in content.items()
+                   if isinstance(value, torch.Tensor)}
+        if not tensors:
+            raise ValueError("it holds no tensors by name")
+        save_file(tensors, target)
+    except Exception as error:   # a damaged file can raise any
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        sys.exit(f"it asks for {named[1]}, which is no tensor: it may do harm" if named else
+                 f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def open_pickle(file: Path, target: Path):
     warn(f"{file} is pickled Python: it is opened in a process of its own that accepts tensors alone; convert only "
          "files that you trust")
-    command = [sys.executable, __file__, "--unpickle", str(file), str(target)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    link = target.with_suffix(".ckpt")
+    link.symlink_to(file.resolve())   # PyTorch does not unpickle what is named .safetensors
+    run = subprocess.run([sys.executable, __file__, "--unpickle", link, target], capture_output=True, text=True)
     if run.returncode:
         reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with {run.returncode}"]
-        fail(f"{file} cannot be converted: {reason[0]}")
+        raise CheckpointError(f"{file} cannot be converted: {reason[0]}")
 
 
 def is_pickled(file: Path) -> bool:
-    """By its first bytes: a zip archive as torch.save makes it, or bare pickle."""
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and file.suffix != ".safetensors")
+    """By its first bytes: a zip archive as torch.save makes it, or bare pickle; safetensors can begin like this one."""
+    with opened(file) as content:
+        start = content.read(9)
+    return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" and start[8:] != b"{"
 
+
+def plain(name: str) -> str:
+    """The name that a pickled file, or the index of its shards, has as safetensors."""
+    name = re.sub(r"(^|/)pytorch_(?=model[.-])", r"\1", name)   # as transformers names both
+    return re.sub(r"\.(ckpt|bin|pth?)(?=$|\.index\.)", ".safetensors", name)
+
+
+def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scratch: Path) -> Path:
+    """The source itself, or what stands for it with safetensors in place of the pickled ones among the files wanted."""
+    if source.is_file():
+        copy = scratch / (source.stem + ".safetensors")
+        return open_pickle(source, copy) or copy if is_pickled(source) else source
+    files = [file for depth in ("*", "*/*") for file in source.glob(depth) if file.is_file()]
+    files.sort(key=lambda file: file.suffix == ".safetensors")   # so that these win where both are there
+    files = {plain(file.relative_to(source).as_posix()): file for file in files}
+    if not any(name.endswith(".safetensors") and is_pickled(file) for name, file in files.items()):
+        return source
+    try:
+        names = wanted(sorted(files))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    for name in names:
+        file, target = files[name], scratch / source.name / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".safetensors") and is_pickled(file):
+            open_pickle(file, target)
+        elif file.name != target.name:   # a list of shards
+            target.write_text(file.read_text().replace('.bin"', '.safetensors"').replace('"pytorch_model', '"model'))
+        else:
+            target.symlink_to(file.resolve())
+    return scratch / source.name
+
+
+# conversion
 
 def convert(args: argparse.Namespace):
-    dtype, shard_size = DTYPES.get(args.dtype), size(args.shard_size)
-    with tempfile.TemporaryDirectory(dir=existing(args.to.absolute().parent)) as scratch:
-        source = args.source
-        if Path(source).exists():
-            source = without_pickle(Path(source), Path(scratch))
-        settings = dict(dtype=None, variant=args.variant, revision=args.revision, offline=args.offline)
-        if args.part:
-            network = weights.load_part(source, args.part, **settings)
-            weights.save_part(network, args.to, args.names, dtype)
-            return
-        model = weights.load(source, unet=args.unet, vae=args.vae, prediction=args.prediction, ema=args.ema, **settings)
-        metadata = {}
-        if Path(source).is_file():
-            metadata = read_checkpoint(Path(source)).metadata
-        weights.save(model, args.to, args.layout, dtype, args.write_variant, shard_size, metadata)
+    swaps = [part for part in ("unet", "vae") if getattr(args, part)]
+
+    def wanted(names: list[str]) -> list[str]:
+        return part_files(names, args.part, args.variant) if args.part else model_files(names, args.variant, swaps)
+
+    path, _ = located(args.source, wanted, args.revision, args.offline)
+    beside = next(folder for folder in args.to.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=beside, ignore_cleanup_errors=True) as scratch:
+        source = without_pickle(path, wanted, Path(scratch))
+        warnings.showwarning = lambda message, *rest: warn(str(message).replace(str(source), args.source))
+        try:
+            left = write_as_asked(args, source, swaps)
+        except ValueError as error:
+            raise CheckpointError(str(error).replace(str(source), args.source)) from None
+    for what, count in Counter(left).items():
+        print(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""), file=sys.stderr)
 
 
-def existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def write_as_asked(args: argparse.Namespace, source: Path, swaps: list[str]) -> list[str]:
+    """What is left out, for each tensor and component."""
+    dtype, metadata = DTYPES.get(args.dtype), read_header(source).metadata if source.is_file() else {}
+    if args.part:
+        network = weights.load_part(source, args.part, "stored", variant=args.variant)
+        weights.save_part(network, args.to, args.names or "diffusers", dtype, metadata)
+        return list(left_out(read_part(source, args.part, args.variant)).values())
+    if source.is_file() and is_adapter(source):
+        check(args, "an adapter or embedding")
+        with appearing(args.to) as part:
+            write(part, lora_files.read_all(source)[0], dtype, metadata)
+        return []
+    model = weights.load(source, "stored", variant=args.variant, offline=args.offline, unet=args.unet, vae=args.vae,
+                         prediction=args.prediction, ema=args.ema)
+    weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, metadata)
+    whole = read_checkpoint(source, args.variant, args.prediction, args.ema, swaps)
+    kept = [part for name, part in whole.parts.items() if name not in swaps]
+    taken = {held.key for part in kept for held in part.stored.values()}
+    return [*(what for key, what in whole.extras.items() if key not in taken and not what.startswith("a mark")),
+            *(what for part in kept for what in left_out(part).values()), *components(source)]
+
+
+def is_adapter(file: Path) -> bool:
+    """An adapter or an embedding: what is added to a model, and keeps its keys."""
+    keys = read_header(file).entries
+    return bool(lora_files.grouped(file, keys)[0] or len(keys) <= 2 and read_embedding(file))
+
+
+def components(folder: Path) -> list[str]:
+    """Those of a folder that are not written."""
+    index = read_json(folder / "model_index.json") if folder.is_dir() else {}
+    return [f"the component {name}" for name, entry in index.items()
+            if name not in (*CLASSES, "scheduler") and isinstance(entry, list) and any(entry)]
 
 
 def main():
     if sys.argv[1:2] == ["--unpickle"]:
         return unpickle(Path(sys.argv[2]), Path(sys.argv[3]))
     args = arguments()
-    warnings.showwarning = lambda message, *rest: warn(str(message))
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        check(args, kind(args))
         convert(args)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except OSError as error:
+        fail(f"{args.to} cannot be written: {error.strerror or error}")
+    except (ValueError, RuntimeError) as error:
         fail(str(error).splitlines()[0])
     print(args.to)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # by way of all that cleans up
     main()

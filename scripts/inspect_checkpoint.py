@@ -4,11 +4,13 @@
     python scripts/inspect_checkpoint.py fine_tune.safetensors --base sd15        # what a fine-tune changed, and where
     python scripts/inspect_checkpoint.py stabilityai/sdxl-turbo --variant fp16 --json
 
-Every value is looked at, for NaN and infinity; --quick reads the headers only. Exit code 1 if some are not finite.
+Every value is looked at, for NaN and infinity; --quick reads the headers only. Exit code 1 if some are not finite, 2 if
+a part is missing or damaged.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
@@ -17,16 +19,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from weights import CheckpointError, hub_files, lora_files, lora_kinds
-from weights.alone import read_part
-from weights.errors import listed
+from weights import CheckpointError, adapter_file
+from weights.alone import PARTS, read_part
+from weights.errors import listed, shown
 from weights.files import Held
-from weights.fill import account, empty, harmless, take
+from weights.fill import account, empty, left_out, take
+from weights.hub_files import model_files, one_file, part_files
 from weights.load import located, read_checkpoint
+from weights.lora_files import grouped, read_configs
+from weights.lora_kinds import build, scale_of
 from weights.parts import Checkpoint, Part
-from weights.safetensors_file import FLOATS, read_header, read_tensors
+from weights.safetensors_file import FLOATS, mapped, read_header, read_tensors
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+NETWORKS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")   # in adapters
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Report:
     changed: list[dict] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -58,69 +64,79 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fail(message: str):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+@dataclass
+class Found:
+    """What lies at a path: networks, and what is known of the whole if it is one; or an adapter, which has neither."""
+
+    path: Path
+    parts: dict[str, Part]
+    whole: Checkpoint | None = None
+    problems: list[str] = field(default_factory=list)
 
 
-def networks_in(source: str, args: argparse.Namespace) -> tuple[Path, dict[str, Part], Checkpoint | None]:
-    """Where it lies, its networks, and what is known of the whole, if it is one. Neither for an adapter."""
-    path, _ = located(source, lambda names: hub_files.model_files(names, args.variant), args.revision, args.offline)
+def find(source: str, args: argparse.Namespace) -> Found:
+    path, _ = located(source, lambda names: wanted(names, args.variant), args.revision, args.offline)
     try:
-        checkpoint = read_checkpoint(path, args.variant)
-        return path, checkpoint.parts, checkpoint
-    except CheckpointError as whole:
-        found = {}
-        for name in PARTS:
-            try:
-                part = read_part(path, name, args.variant)
-            except CheckpointError:
-                continue
-            if part.path not in {other.path for other in found.values()} or part.prefix not in {
-                    other.prefix for other in found.values()}:
-                found[name] = part
-        if not found and not is_adapter(path):
-            raise whole from None
-        return path, found, None
+        whole = read_checkpoint(path, args.variant)
+        return Found(path, whole.parts, whole)
+    except CheckpointError as error:
+        problem = error
+    found, problems = {}, [str(problem)] * (path / "model_index.json").exists()
+    for name in PARTS:
+        try:
+            part = read_part(path, name, args.variant)
+        except CheckpointError as error:
+            problems += [str(error)] * (path / name).is_dir()
+            continue
+        if all((part.path, part.prefix) != (other.path, other.prefix) for other in found.values()):
+            found[name] = part
+    if not found and not is_adapter(path):
+        raise problem
+    return Found(path, found, problems=list(dict.fromkeys(problems)))
+
+
+def wanted(names: list[str], variant: str | None) -> list[str]:
+    """Of a repository: a model, a network alone or an adapter."""
+    if "model_index.json" in names:
+        return model_files(names, variant)
+    if "config.json" in names:
+        return part_files(names, variant=variant)
+    return [*one_file(names), *{"adapter_config.json"}.intersection(names)]
 
 
 def is_adapter(path: Path) -> bool:
-    if path.is_dir() and not (path / lora_files.FILES[0]).exists() and not (path / lora_files.FILES[1]).exists():
+    try:
+        file = adapter_file(path)
+    except CheckpointError:   # a folder without one
         return False
-    tensors, _ = lora_files.read_all(lora_files.adapter_file(path))
-    return bool(lora_files.grouped(path, tensors)[0])
+    return bool(grouped(file, read_header(file).entries)[0])
 
 
-def describe(source: str, path: Path, parts: dict[str, Part], whole: Checkpoint | None) -> Report:
-    if not parts:
-        return describe_adapter(source, path)
-    report = Report(source, "one network" if len(parts) == 1 else "networks")
+def describe(source: str, found: Found) -> Report:
+    if not found.parts:
+        return describe_adapter(source, adapter_file(found.path))
+    report = Report(source, "one network" if len(found.parts) == 1 else "networks", problems=found.problems)
+    whole, extras = found.whole, []
     if whole:
         form = "a folder" if whole.layout == "diffusers" else "a single file"
         report.what = f"{whole.facts.family}: {form} in the layout of {whole.layout}"
-        report.told_by = [*whole.reasons, *whole.guesses]
-        facts = asdict(whole.facts)
-        report.facts = {key: value for key, value in facts.items() if key not in ("unet", "vae", "texts")}
-        report.left_out = counted(whole.extras)
-        report.metadata = whole.metadata
-    for name, part in parts.items():
-        places = account(empty(part), part)
-        held = [place.held for place in places.values()]
+        report.told_by, report.metadata = [*whole.reasons, *whole.guesses], whole.metadata
+        report.facts = {key: value for key, value in asdict(whole.facts).items() if key not in ("unet", "vae", "texts")}
+        extras += whole.extras.items()
+    for name, part in found.parts.items():
+        network = empty(part)
+        held = {place.held for place in account(network, part).values()}
+        blocks = Counter()
+        for parameter, tensor in network.named_parameters():
+            blocks[block_of(parameter)] += tensor.numel()
         report.networks.append(dict(
             part=name, network=part.network.__name__, names=part.names, tensors=len(part.stored),
-            parameters=sum(number_of(empty(part)).values()), dtypes=dict(Counter(h.entry.dtype for h in set(held))),
-            bytes=sum(h.entry.end - h.entry.begin for h in set(held))))
-        report.left_out |= counted({key: harmless(key, part) for key in part.stored if harmless(key, part)
-                                    and key not in {place.piece.key for place in places.values()}})
-        blocks = Counter()
-        for path_, count in number_of(empty(part)).items():
-            blocks[block_of(path_)] += count
+            parameters=blocks.total(), dtypes=dict(sorted(Counter(h.entry.dtype for h in held).items())),
+            bytes=sum(h.entry.end - h.entry.begin for h in held)))
         report.blocks += [dict(part=name, block=block, parameters=count) for block, count in blocks.items()]
+        extras += left_out(part).items()
+    report.left_out = counted(extras)
     return report
-
-
-def number_of(network: torch.nn.Module) -> dict[str, int]:
-    return {name: parameter.numel() for name, parameter in network.named_parameters()}
 
 
 def block_of(name: str) -> str:
@@ -132,45 +148,46 @@ def block_of(name: str) -> str:
     return ".".join(words[:2]) if words[0] in ("encoder", "decoder", "text_model") else words[0]
 
 
-def counted(extras: dict[str, str]) -> dict[str, str]:
+def counted(extras: list[tuple[str, str]]) -> dict[str, str]:
     """By what they are, not one by one."""
     kinds = defaultdict(list)
-    for key, what in extras.items():
+    for key, what in extras:
         kinds[what].append(key)
     return {what: f"{len(keys)} tensors, {listed(keys)}" for what, keys in kinds.items()}
 
 
-def describe_adapter(source: str, path: Path) -> Report:
-    file = lora_files.adapter_file(path)
-    tensors, metadata = lora_files.read_all(file)
-    groups, unknown = lora_files.grouped(file, tensors)
-    kinds = defaultdict(list)
+def describe_adapter(source: str, file: Path) -> Report:
+    header = read_header(file)
+    with mapped(file) as opened:
+        tensors = {key: opened.get_tensor(key) for key in header.entries}   # their values stay on the disk
+    report = Report(source, "an adapter", metadata=header.metadata)
+    groups, unknown = grouped(file, tensors)
+    configs, kinds = read_configs(file, tensors, header.metadata), defaultdict(list)
     for module, group in groups.items():
         fields = {name: tensor for name, (_, tensor) in group.items()}
-        name = next(word for word, mark in (("LoHa", "hada_w1_a"), ("LoKr", "lokr"), ("LoRA", "up"), ("full", "diff"),
-                                            ("", "")) if any(key.startswith(mark) for key in fields))
-        name = "DoRA" if {"dora_scale", "magnitude"} & fields.keys() else name
-        rank = next((len(tensor) for key, tensor in fields.items() if key in lora_kinds.RANKED), 0)
-        alpha = fields["alpha"].item() if "alpha" in fields else rank
-        part = next((word for word in ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder",
-                                       "unet") if module.startswith(word)), "")
-        kinds[part, name, rank, alpha].append(module)
-    report = Report(source, "an adapter", metadata=metadata)
+        scale = scale_of(module, fields, configs)
+        try:
+            change = [*build(fields, scale).values()][-1]   # a bias comes first
+        except ValueError as error:
+            report.problems.append(f"{file}: {shown(module)}: {error}")
+            continue
+        rank = getattr(getattr(change, "direction", change), "rank", None) or 0   # DoRA's is that of its direction
+        network = next((word for word in NETWORKS if module.startswith(word)), "")
+        kinds[network, type(change).__name__, rank, round(scale * rank, 6)].append(module)
     report.adapter = [dict(network=part, kind=name, rank=rank, alpha=alpha, layers=len(modules), first=modules[0])
                       for (part, name, rank, alpha), modules in sorted(kinds.items(), key=lambda item: str(item[0]))]
-    report.left_out = {"unknown": f"{len(unknown)} tensors, {listed(unknown)}"} if unknown else {}
+    report.left_out = counted([(key, "unknown") for key in unknown])
     return report
 
 
-def check_values(parts: dict[str, Part], path: Path, report: Report):
+def check_values(found: Found, report: Report):
     """Name the tensors that hold NaN or infinity."""
-    if parts:
-        held = [h for part in parts.values() for h in part.stored.values() if h.entry.dtype in FLOATS]
-    else:
-        file = lora_files.adapter_file(path)
-        held = [Held(file, key, entry) for key, entry in read_header(file).entries.items() if entry.dtype in FLOATS]
+    held = [held for part in found.parts.values() for held in part.stored.values()]
+    if not found.parts:
+        file = adapter_file(found.path)
+        held = [Held(file, key, entry) for key, entry in read_header(file).entries.items()]
     for file in dict.fromkeys(h.file for h in held):
-        entries = {h.key: h.entry for h in held if h.file == file}
+        entries = {h.key: h.entry for h in held if h.file == file and h.entry.dtype in FLOATS}
         with tqdm(total=len(entries), desc=file.name, unit="tensor", disable=None) as bar:
             for key, tensor in read_tensors(file, entries, torch.float32, torch.device("cpu")):
                 bad = tensor.numel() - int(tensor.isfinite().sum())
@@ -181,9 +198,12 @@ def check_values(parts: dict[str, Part], path: Path, report: Report):
 
 def compare(parts: dict[str, Part], base: dict[str, Part], report: Report):
     """By block: the norm of the change over that of the base, and how many tensors are equal bit for bit."""
-    for name in parts.keys() & base.keys():
+    shared = [name for name in parts if name in base]
+    if not shared:
+        raise CheckpointError(f"--base: {report.source} and the base have no network in common")
+    for name in shared:
         if parts[name].config != base[name].config:
-            fail(f"{name} and that of the base have different sizes: they are of different families")
+            raise CheckpointError(f"{name} and that of the base have different sizes: they are of different families")
         ours, theirs = parameters(parts[name]), parameters(base[name])
         blocks = defaultdict(lambda: [0.0, 0.0, 0, 0])
         for key in tqdm(list(ours), desc=name, unit="tensor", disable=None):
@@ -240,28 +260,39 @@ def show(report: Report):
             print(f"\n{name}")
             for key, value in values.items():
                 print(f"  {key}: {value if len(value) <= 300 else value[:300] + '...'}")
-    if report.not_finite:
-        print("\nnot finite: " + "; ".join(report.not_finite))
+    for name, lines in (("not finite", report.not_finite), ("problems", report.problems)):
+        if lines:
+            print(f"\n{name}: " + "; ".join(lines))
+
+
+def printed(report: Report):
+    """JSON has no NaN: null."""
+    values = json.dumps({key: value for key, value in asdict(report).items() if value})
+    print(json.dumps(json.loads(values, parse_constant=lambda name: None), indent=2))
 
 
 def main():
     args = arguments()
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        path, parts, whole = networks_in(args.source, args)
-        report = describe(args.source, path, parts, whole)
-        if not args.quick:
-            check_values(parts, path, report)
+        found = find(args.source, args)
+        report = describe(args.source, found)
         if args.base:
-            compare(parts, networks_in(args.base, args)[1], report)
+            base = find(args.base, args)
+            report.problems += base.problems
+            compare(found.parts, base.parts, report)
+        if not args.quick:
+            check_values(found, report)
+        (printed if args.json else show)(report)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:   # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, RuntimeError) as error:
-        fail(str(error).splitlines()[0])
-    if args.json:
-        print(json.dumps({key: value for key, value in asdict(report).items() if value}, indent=2))
-    else:
-        show(report)
-    sys.exit(1 if report.not_finite else 0)
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        sys.exit(2)
+    sys.exit(2 if report.problems else 1 if report.not_finite else 0)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -147,6 +148,12 @@ def take(piece: Piece, tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor.T if piece.transposed else tensor.view(shape)
 
 
+def left_out(part: Part) -> dict[str, str]:
+    """The keys of tensors that the network is published with and ours has no place for -> what they are."""
+    used = {place.held.key for place in account(empty(part), part).values()}
+    return {held.key: harmless(published_name(key), part) for key, held in part.stored.items() if held.key not in used}
+
+
 def stored_dtype(places: Places, name: str) -> torch.dtype:
     """The dtype of one tensor of a file, to stand for all."""
     held = places[name].held
@@ -156,18 +163,19 @@ def stored_dtype(places: Places, name: str) -> torch.dtype:
     return FLOATS[held.entry.dtype]
 
 
-def fill(network: nn.Module, places: Places, dtype: torch.dtype, device: torch.device, check_finite: bool) -> None:
-    """Give an empty network its parameters."""
+def fill(network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device,
+         check_finite: bool) -> None:
+    """Give an empty network its parameters. dtype: None leaves each as it is stored."""
     needed = dict(network.named_parameters())
-    for file in dict.fromkeys(place.held.file for place in places.values()):
-        names: dict[str, list[str]] = {}
-        for name, place in places.items():
-            if place.held.file == file:
-                names.setdefault(place.held.key, []).append(name)
+    groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}   # file and dtype -> key -> parameters
+    for name, (held, _) in places.items():
+        kind = dtype or FLOATS[held.entry.dtype]
+        groups.setdefault((held.file, kind), {}).setdefault(held.key, []).append(name)
+    for (file, kind), names in groups.items():
         entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
-        for key, tensor in read_tensors(file, entries, dtype, device):
+        for key, tensor in read_tensors(file, entries, kind, device):
             if check_finite and not is_finite(tensor):
-                raise CheckpointError(f"{file}: {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}: "
+                raise CheckpointError(f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
                                       "the file is damaged, or the dtype too small for its values")
             for name in names[key]:
                 owner, _, parameter = name.rpartition(".")
@@ -177,5 +185,7 @@ def fill(network: nn.Module, places: Places, dtype: torch.dtype, device: torch.d
 
 def is_finite(tensor: Tensor) -> bool:
     """NaN or infinity anywhere shows in the sum, the fastest look at all values. A sum can overflow on its own; then
-    the smallest and the largest value tell. Neither needs memory of the tensor's size."""
+    the smallest and the largest value tell. Neither needs memory of the tensor's size, but for float8, in which PyTorch
+    does not add."""
+    tensor = tensor.float() if tensor.dtype.is_floating_point and tensor.itemsize == 1 else tensor
     return isfinite(tensor.sum().item()) or all(isfinite(end.item()) for end in torch.aminmax(tensor))

@@ -5,6 +5,7 @@ error. A file's tensors stay in the file, mapped into memory, unless the dtype a
 """
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -30,7 +31,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @uncollected()
-def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu",
+def load(source: str | Path, dtype: torch.dtype | str | None = torch.float32, device: str | torch.device = "cpu",
          variant: str | None = None, revision: str | None = None, offline: bool = False, unet: str | Path | None = None,
          vae: str | Path | None = None, prediction: str | None = None, ema: bool = False,
          check_finite: bool = True) -> Model:
@@ -39,6 +40,7 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: 
 
     dtype: of all networks; None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE that
     overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32 in its place.
+    "stored" leaves each tensor in the dtype of its file, to be saved again.
     variant: "fp16" takes the files named so. revision: a branch, tag or commit of the repository. offline: only what
     was downloaded before. unet, vae: the source of another UNet or VAE to put in place of the model's own.
     prediction: "eps" or "v", for a file that does not say which. ema: a single file's averaged UNet.
@@ -48,8 +50,8 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: 
     Raises CheckpointError, one line, for whatever is wrong with the files; ValueError for other arguments.
     Warns where a file leaves something to guess.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, or None")
+    if dtype not in (None, "stored", *DTYPES):
+        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
     if prediction not in (None, "eps", "v"):
         raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
     swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
@@ -82,7 +84,7 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32, device: 
 
 
 @uncollected()
-def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | None = torch.float32,
+def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | str | None = torch.float32,
               device: str | torch.device = "cpu", variant: str | None = None, revision: str | None = None,
               offline: bool = False, check_finite: bool = True) -> nn.Module:
     """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
@@ -94,7 +96,9 @@ def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | 
     found = read_part(path, part, variant)
     network = empty(found)
     places = account(network, found)
-    fill(network, places, dtype or stored_dtype(places, next(iter(places))), torch.device(device), check_finite)
+    if dtype is None:
+        dtype = stored_dtype(places, next(iter(places)))
+    fill(network, places, None if dtype == "stored" else dtype, torch.device(device), check_finite)
     return network
 
 
@@ -102,7 +106,7 @@ def located(source: str | Path, wanted: Callable[[list[str]], list[str]], revisi
             offline: bool = False) -> tuple[Path, str]:
     """Where a source lies on this machine, and the commit of the repository that it came from, if any."""
     path = Path(source)
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):   # which has no error for a name that is too long
         return path, ""
     from . import hub  # a third of the time that importing this package would take
     if not hub.is_repo(str(source)):
@@ -123,7 +127,10 @@ def read_checkpoint(path: Path, variant: str | None = None, prediction: str | No
     return replace(checkpoint, facts=replace(checkpoint.facts, prediction=prediction or checkpoint.facts.prediction))
 
 
-def choose_dtypes(checkpoint: Checkpoint, places: dict, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+def choose_dtypes(checkpoint: Checkpoint, places: dict, dtype: torch.dtype | str | None) -> dict:
+    """By part; None leaves each tensor as it is."""
+    if dtype == "stored":
+        return dict.fromkeys(places)
     own = {part: stored_dtype(places[part], next(iter(places[part]))) for part in ("unet", "vae")} if not dtype else {}
     dtypes = {part: dtype or own.get(part, own.get("unet")) for part in places}
     if dtypes["vae"] == torch.float16 and checkpoint.facts.careful_vae:

@@ -73,7 +73,9 @@ def recognize(path: Path, prediction: str | None = None, ema: bool = False) -> C
     """
     header = read_header(path)
     stored = {key: Held(path, key, entry) for key, entry in header.entries.items()}
-    return recognize_stored(stored, header.metadata, path, value_of, prediction, ema)
+    checkpoint = recognize_stored(stored, header.metadata, path, value_of, prediction, ema)
+    check_numbers(checkpoint.facts, str(path))   # of what is not written yet, they may become sound by its note
+    return checkpoint
 
 
 def recognize_stored(stored: Stored, metadata: Mapping[str, str], path: Path, value: Callable[[Held], Tensor],
@@ -97,7 +99,6 @@ def recognize_stored(stored: Stored, metadata: Mapping[str, str], path: Path, va
     facts, noted = with_notes(facts, metadata, path)
     facts = replace(facts, prediction=prediction or facts.prediction)   # the user's word before the note's
     check_fit(facts, str(path))
-    check_numbers(facts, str(path))
     configs = {"unet": facts.unet, "vae": facts.vae} | dict(zip(list(sections)[2:], facts.texts))
     parts = {part: Part(configs[part], inside[part], path, section.names, section.prefix, "the family it belongs to")
              for part, section in sections.items()}
