@@ -1,18 +1,23 @@
 """Time the Triton kernels on published shapes, against PyTorch's own, forward and backward.
 
-    python scripts/bench_kernels.py --out docs/benchmarks/kernels_h100.md     # everything; about ten minutes on an H100
-    python scripts/bench_kernels.py --only "head 64" --rounds 50
-    python scripts/bench_kernels.py --only "head 64" --sweep                  # other tiles for our attention, forward
-    TRITON_INTERPRET=1 python scripts/bench_kernels.py --dry                  # small shapes, on the CPU: does it run?
+    python scripts/bench_kernels.py --out docs/benchmarks/kernels_h100.md      # the goals first, for 9 minutes
+    python scripts/bench_kernels.py --only LayerNorm GEGLU --rounds 50         # or: attention, "head 64", GroupNorm
+    python scripts/bench_kernels.py --only "SDXL: 2x10x4096" --sweep forward   # other tiles for a kernel of attention
+    TRITON_INTERPRET=1 python scripts/bench_kernels.py --dry                   # small shapes, on the CPU: does it run?
 
 All contenders of a case work on the same inputs in one process, in turn, first one way round and then the other. Each
 works through several sets of inputs that together exceed the cache; the calls of one turn are one CUDA graph. Times
 are medians over the turns. A rate is given as a share of what a large copy and a large matrix product reach here.
+Rows are written as they are measured; what fails becomes a row that says so.
 """
 
 import argparse
+import itertools
+import math
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,112 +26,39 @@ from datetime import date
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
-from ldm.kernels import attention, attention_tiles, geglu, group_norm, hardware, layer_norm
+from kernel_cases import Case, cases, shrink
+from ldm.kernels import attention_tiles
 
-CACHE = 60e6   # bytes; the L2 of an H100 is 50 MB, of an H200 also
+CACHE = 60e6         # bytes; the L2 of an H100 is 50 MB, of an H200 also
+MOST_SETS = 256      # of inputs: 84 MB of the smallest
+COLUMNS = ("case", "pass", "ours, ms", "min - max", "others, ms", "best other / ours", "rate", "of the ceiling",
+           "error", "GPU")
 
 
 @dataclass(frozen=True)
-class Case:
-    """inputs: shapes, of which the first `differentiated` get gradients. work: FLOP, or bytes that must be moved."""
+class Bench:
+    """Where and how to measure; without a stream on the CPU, where nothing is captured."""
 
-    name: str
-    contenders: dict[str, Callable]
-    inputs: list[tuple[int, ...]]
-    work: float
-    unit: str                        # TFLOP/s or GB/s
-    backward_work: float
-    layout: Callable = lambda x: x   # memory layout of the first input
+    device: str
+    stream: torch.cuda.Stream | None
+    dtype: torch.dtype
+    rounds: int
 
 
-def tokens(out: Tensor) -> Tensor:
-    """(b heads n d) -> (b n heads*d), the input of the next layer: a copy if the kernel wrote another order."""
-    return out.transpose(1, 2).flatten(2)
-
-
-def with_backend(backend: SDPBackend, causal: bool) -> Callable:
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return tokens(F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal))
-    return call
-
-
-def attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal: bool = False) -> Case:
-    ours = lambda q, k, v: tokens(attention.attention(*(x.transpose(1, 2) for x in (q, k, v)), causal))
-    backends = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION,
-                "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
-    contenders = {"ours": ours} | {key: with_backend(value, causal) for key, value in backends.items()}
-    flop = 4 * b * heads * n * m * d / (2 if causal else 1)
-    return Case(f"attention, {name}: {b}x{heads}x{n}, {m} keys, head {d}", contenders,
-                [(b, n, heads, d), (b, m, heads, d), (b, m, heads, d)], flop, "TFLOP/s", 2.5 * flop)
-
-
-def group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, shift: bool) -> Case:
-    def native(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
-        return F.silu(F.group_norm(x if shift is None else x + shift[:, :, None, None], 32, weight, bias, 1e-5))
-
-    ours = lambda x, weight, bias, shift=None: group_norm.group_norm(x, weight, bias, 32, 1e-5, True, shift)
-    moved = b * c * size * size * 2                  # bytes of 16-bit numbers: read twice, written once
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return Case(f"GroupNorm + SiLU{' of a sum' * shift}, {name}: {b}x{c}x{size}x{size}, "
-                f"{'channels-last' if channels_last else 'contiguous'}", {"ours": ours, "native": native},
-                [(b, c, size, size), (c,), (c,)] + [(b, c)] * shift, 3 * moved, "GB/s", 5 * moved,
-                lambda x: x.contiguous(memory_format=layout))
-
-
-def layer_norm_case(r: int, d: int) -> Case:
-    native = lambda x, y, weight, bias: F.layer_norm(x + y, (d,), weight, bias) + (x + y)   # the sum is needed, too
-    ours = lambda x, y, weight, bias: sum(layer_norm.add_layer_norm(x, y, weight, bias, 1e-5))
-    return Case(f"add, LayerNorm: {r}x{d}", {"ours": ours, "native": native}, [(r, d), (r, d), (d,), (d,)],
-                2 * 7 * r * d, "GB/s", 2 * 7 * r * d)
-
-
-def geglu_case(r: int, d: int) -> Case:
-    def native(x: Tensor, bias: Tensor) -> Tensor:
-        value, gate = (x + bias).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    return Case(f"bias, GEGLU: {r}x{d}", {"ours": geglu.geglu, "native": native}, [(r, 2 * d), (2 * d,)],
-                2 * 3 * r * d, "GB/s", 2 * 5 * r * d)
-
-
-def cases() -> list[Case]:
-    """Shapes of SD 1.5 at 512, SD 2.1 at 768 and SDXL at 1024 pixels, with guidance: batch 2; the VAE's: batch 1."""
-    attends = [("SD 1.5", 8, 4096, 40), ("SD 1.5", 8, 1024, 80), ("SD 1.5", 8, 256, 160), ("SD 1.5", 8, 64, 160),
-               ("SD 2.1", 5, 9216, 64), ("SD 2.1", 10, 2304, 64), ("SD 2.1", 20, 576, 64), ("SD 2.1", 20, 144, 64),
-               ("SDXL", 10, 4096, 64), ("SDXL", 20, 1024, 64)]
-    found = [attention_case(name, 2, heads, n, m, d) for name, heads, n, d in attends for m in (n, 77)]
-    found += [attention_case("VAE", 1, 1, n, n, 512) for n in (4096, 9216, 16384)]
-    found += [attention_case("text tower", 2, heads, 77, 77, 64, causal=True) for heads in (12, 16, 20)]
-    for channels_last in (False, True):
-        found += [group_norm_case("VAE", 1, c, size, channels_last, False)
-                  for c, size in ((512, 128), (512, 256), (512, 512), (256, 1024), (128, 1024))]
-        found += [group_norm_case("UNet", 2, c, size, channels_last, shift)
-                  for c, size in ((320, 128), (640, 64), (1280, 32), (320, 64), (1280, 8)) for shift in (False, True)]
-        found += [group_norm_case("UNet", 2, c, size, channels_last, False) for c, size in ((960, 128), (2560, 32))]
-    found += [layer_norm_case(r, d) for r, d in ((8192, 320), (18432, 320), (8192, 640), (2048, 1280), (154, 768))]
-    return found + [geglu_case(r, d) for r, d in ((8192, 1280), (18432, 1280), (8192, 2560), (2048, 5120))]
-
-
-def shrink(case: Case) -> Case:
-    """At most 24 tokens, rows or prompt words, two heads, 5 x 5 pixels: for a machine without a GPU."""
-    limits = {4: (2, 10**6, 5, 5) if "GroupNorm" in case.name else (1, 24, 2, 10**6), 2: (24, 10**6), 1: (10**6,)}
-    inputs = [tuple(map(min, shape, limits[len(shape)])) for shape in case.inputs]
-    contenders = {name: call for name, call in case.contenders.items() if name in ("ours", "native", "math")}
-    return replace(case, inputs=inputs, contenders=contenders, work=0, backward_work=0)
-
-
-def draw(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
+def draw(case: Case, bench: Bench, seed: int) -> list[Tensor]:
     """Random inputs, never zeros: a GPU multiplies those faster."""
-    generator = torch.Generator(device).manual_seed(seed)
-    first, *others = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in case.inputs)
+    generator = torch.Generator(bench.device).manual_seed(seed)
+    first, *others = (torch.randn(shape, generator=generator, device=bench.device).to(bench.dtype)
+                      for shape in case.inputs)
     return [x.requires_grad_() for x in (case.layout(first), *others)]
+
+
+def results(call: Callable, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    found = call(*inputs)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def timed_calls(call: Callable, sets: list[list[Tensor]], backward: bool) -> Callable[[], None]:
@@ -137,10 +69,10 @@ def timed_calls(call: Callable, sets: list[list[Tensor]], backward: bool) -> Cal
                 for inputs in sets:
                     call(*inputs)
         return run
-    results = [call(*inputs) for inputs in sets]
-    grads = [torch.randn_like(out) for out in results]
+    outs = [results(call, inputs) for inputs in sets]
+    grads = [[torch.randn_like(out) for out in found] for found in outs]
     return lambda: [torch.autograd.grad(out, inputs, grad, retain_graph=True)
-                    for out, inputs, grad in zip(results, sets, grads)]
+                    for out, inputs, grad in zip(outs, sets, grads)]
 
 
 def as_graph(run: Callable, stream) -> Callable[[], float]:
@@ -167,115 +99,201 @@ def as_graph(run: Callable, stream) -> Callable[[], float]:
     return seconds
 
 
-def measure(runs: dict[str, Callable], stream, rounds: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
-    clocks, times = {name: as_graph(run, stream) for name, run in runs.items()}, {name: [] for name in runs}
+def measure(clocks: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, taking turns."""
+    times = {name: [] for name in clocks}
     for turn in range(rounds):
         for name in (clocks if turn % 2 else reversed(clocks)):
             times[name].append(clocks[name]())
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def error(case: Case, inputs: list[Tensor]) -> float:
-    """Relative L2 error of ours against the first other contender that can do it in float32."""
-    with torch.no_grad():
-        exact = case.contenders["native" if "native" in case.contenders else "math"](*(x.float() for x in inputs))
-        return ((case.contenders["ours"](*inputs).float() - exact).norm() / exact.norm()).item()
+def first_line(problem: Exception) -> str:
+    if isinstance(problem, torch.OutOfMemoryError):
+        return "out of memory"
+    if "No available kernel" in str(problem) or "No viable backend" in str(problem):
+        return "not served"
+    return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}".replace("|", "/")
 
 
-def bench(case: Case, backward: bool, dtype: torch.dtype, device: str, rounds: int, stream) -> dict[str, float]:
-    """Seconds of one call of each contender that can do the case."""
-    count = max(2, min(32, int(3 * CACHE / sum(x.numel() * 2 for x in draw(case, dtype, device, 0))))) if stream else 1
-    sets, runs = [draw(case, dtype, device, seed) for seed in range(count)], {}
+def sets_of(case: Case) -> int:
+    """So many sets of 16-bit inputs that what one call leaves in the cache is gone when its turn comes again."""
+    return max(2, min(MOST_SETS, int(3 * CACHE / sum(2 * math.prod(shape) for shape in case.inputs))))
+
+
+def compete(case: Case, backward: bool, bench: Bench) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds of one call of each contender, turn by turn; and why others were left out."""
+    count = sets_of(case) if bench.stream else 1
+    sets, clocks, left_out = [draw(case, bench, seed) for seed in range(count)], {}, {}
     for name, call in case.contenders.items():
         try:
-            runs[name] = timed_calls(call, sets, backward)
-            runs[name]()
-        except RuntimeError:             # this backend of PyTorch does not serve the shape
+            clocks[name] = as_graph(timed_calls(call, sets, backward), bench.stream)
+            clocks[name]()
+        except Exception as problem:
             if name == "ours":
                 raise
-            runs.pop(name, None)
-    return {name: seconds / count for name, seconds in measure(runs, stream, rounds).items()}
+            clocks.pop(name, None)
+            left_out[name] = first_line(problem)
+    times = measure(clocks, bench.rounds)
+    return {name: [seconds / count for seconds in turns] for name, turns in times.items()}, left_out
 
 
-def row(case: Case, backward: bool, seconds: dict[str, float], ceilings: dict[str, float], wrong: float) -> str:
-    ours, others = seconds["ours"], {name: s for name, s in seconds.items() if name != "ours"}
-    best = min(others, key=others.get)
+def error(case: Case, backward: bool, bench: Bench) -> float:
+    """Relative L2 error against PyTorch in float32: the largest of all results, or of all gradients."""
+    inputs = draw(case, bench, seed=0)
+    exact, found = [x.detach().float().requires_grad_() for x in inputs], []
+    for call, given in ((case.contenders["ours"], inputs), (case.exact, exact)):
+        outs = results(call, given)
+        if backward:
+            generator = torch.Generator(bench.device).manual_seed(1)
+            grads = [torch.randn(x.shape, generator=generator, device=x.device).to(bench.dtype).to(x) for x in outs]
+            outs = torch.autograd.grad(outs, given, grads)
+        found.append([x.detach().float() for x in outs])
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(*found))
+
+
+def gpu_state(bench: Bench) -> str:
+    """Clock, temperature and power at this moment."""
+    if bench.stream is None or shutil.which("nvidia-smi") is None:
+        return "-"
+    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties().uuid}", "--format=csv,noheader",
+             "--query-gpu=clocks.sm,temperature.gpu,power.draw"]
+    run = subprocess.run(query, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else "-"
+
+
+def row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, float]) -> str:
+    head = [case.name, "backward" if backward else "forward"]
+    try:
+        wrong = error(case, backward, bench)
+        times, left_out = compete(case, backward, bench)
+    except Exception as problem:
+        return table_line(head + [f"failed: {first_line(problem)}"] + [""] * (len(COLUMNS) - 3))
+    medians = {name: statistics.median(turns) for name, turns in times.items()}
+    ours, spread = medians.pop("ours"), [1e3 * seconds for seconds in (min(times["ours"]), max(times["ours"]))]
+    best = min(medians, key=medians.get, default=None)
+    others = [f"{name} {s * 1e3:.3f}" for name, s in medians.items()] + [f"{n}: {why}" for n, why in left_out.items()]
     rate = (case.backward_work if backward else case.work) / ours / (1e12 if case.unit == "TFLOP/s" else 1e9)
-    listed = ", ".join(f"{name} {s * 1e3:.3f}" for name, s in others.items())
-    return (f"| {case.name} | {'backward' if backward else 'forward'} | {ours * 1e3:.3f} | {listed} | "
-            f"{others[best] / ours:.2f} ({best}) | {rate:.0f} {case.unit} | {rate / ceilings[case.unit]:.0%} | "
-            f"{wrong:.0e} |")
+    return table_line([*head, f"{ours * 1e3:.3f}", f"{spread[0]:.3f} - {spread[1]:.3f}", ", ".join(others),
+                       f"{medians[best] / ours:.2f} ({best})" if best else "-", f"{rate:.0f} {case.unit}",
+                       f"{rate / ceilings[case.unit]:.0%}", f"{wrong:.0e}", gpu_state(bench)])
 
 
-def measure_ceilings(dtype: torch.dtype, device: str, size: int, stream) -> dict[str, float]:
+def table_line(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def measure_ceilings(bench: Bench, size: int) -> dict[str, float]:
     """TFLOP/s of a large matrix product, and GB/s of a large copy, counting what is read and what is written."""
-    a, b, c = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
-    source = torch.randn(8 * size, size, device=device).to(dtype)
+    a, b, c = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(3))
+    source = torch.randn(8 * size, size, device=bench.device).to(bench.dtype)
     target = torch.empty_like(source)
-    times = measure({"product": lambda: torch.mm(a, b, out=c), "copy": lambda: target.copy_(source)}, stream, 20)
-    return {"TFLOP/s": 2 * size**3 / times["product"] / 1e12,
-            "GB/s": 2 * source.nbytes / times["copy"] / 1e9}
+    runs = {"product": lambda: torch.mm(a, b, out=c), "copy": lambda: target.copy_(source)}
+    times = measure({name: as_graph(run, bench.stream) for name, run in runs.items()}, 20)
+    product, copy = (statistics.median(times[name]) for name in runs)
+    return {"TFLOP/s": 2 * size**3 / product / 1e12, "GB/s": 2 * source.nbytes / copy / 1e9}
 
 
-def sweep(case: Case, dtype: torch.dtype, device: str, rounds: int, stream) -> None:
-    """Print the times of our forward kernel with other tiles."""
-    width = case.inputs[0][-1]
-    tables = attention_tiles.TILES[hardware.gpu(torch.device(device))[0]]["forward"][2]
-    widest = next(w for w in tables if width <= w)
-    shipped = tables[widest]
-    for queries, keys, warps, stages in [(q, k, w, s) for q in (64, 128) for k in (32, 64, 128) for w in (4, 8)
-                                         for s in (2, 3, 4)]:
-        tables[widest] = replace(shipped, queries=queries, keys=keys, warps=warps, stages=stages)
+def candidates(kernel: str, shipped: attention_tiles.Tiles) -> list[attention_tiles.Tiles]:
+    """The shipped tiles and half and twice as many queries and keys; the short kernel holds all keys."""
+    around = lambda size: [x for x in (size, size // 2, 2 * size) if 16 <= x <= 256]
+    keys = [shipped.keys] if kernel == "short" else around(shipped.keys)
+    return [replace(shipped, queries=q, keys=k, warps=w, stages=s)
+            for q, k, w, s in itertools.product(around(shipped.queries), keys, (4, 8), (2, 3))]
+
+
+def require_gpu(bench: Bench, write: Callable = print) -> None:
+    """End the program if an error, such as an illegal access to memory, has taken the GPU from this process."""
+    try:
+        if bench.stream:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError as problem:
+        write(f"\nStopped, for the GPU no longer answers this process: {first_line(problem)}")
+        raise SystemExit(1) from None
+
+
+def sweep(case: Case, kernel: str, bench: Bench, choose: Callable = candidates) -> None:
+    """Print the times of a case with other tiles for one of the kernels of attention, the best at the end."""
+    (_, _, _, width), (_, m, _, _) = case.inputs[:2]
+    like = torch.empty(0, device=bench.device, dtype=bench.dtype)
+    used = "short" if attention_tiles.short_tiles(width, m, like) else "forward"
+    if kernel in ("forward", "short") and kernel != used:
+        return print(f"{case.name}: computed by the {used} kernel")
+    sizes = attention_tiles.sizes_of(kernel, like)
+    widest = next(w for w in sizes if width <= w)
+    shipped, backward, times = sizes[widest], kernel in ("queries", "keys"), {}
+    alone = replace(case, contenders={"ours": case.contenders["ours"]})
+    for tile in choose(kernel, shipped):
+        sizes[widest] = tile
         try:
-            seconds = bench(replace(case, contenders={"ours": case.contenders["ours"]}), False, dtype, device, rounds,
-                            stream)["ours"]
-            print(f"{case.work / seconds / 1e12:7.1f} TFLOP/s  {tables[widest]}", flush=True)
-        except triton.runtime.errors.OutOfResources:
-            continue
-    tables[widest] = shipped
+            times[tile] = statistics.median(compete(alone, backward, bench)[0]["ours"])
+            print(f"{times[tile] * 1e3:9.4f} ms  {tile}", flush=True)
+        except Exception as problem:
+            print(f"   failed     {tile}: {first_line(problem)}", flush=True)
+            require_gpu(bench)
+    sizes[widest] = shipped
+    if times:
+        best = min(times, key=times.get)
+        print(f"best: {times[best] * 1e3:.4f} ms  {best}; shipped: {times.get(shipped, math.nan) * 1e3:.4f} ms")
 
 
-def main():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
     parser.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=9, help="start no further case after so long")
     parser.add_argument("--forward", action="store_true", help="no backward passes")
-    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--sweep", choices=["forward", "short", "queries", "keys"], help="a kernel of attention")
     parser.add_argument("--dry", action="store_true", help="small shapes, on the CPU, one round")
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    device = "cpu" if args.dry else "cuda"
-    stream = None if args.dry else torch.cuda.Stream()
-    dtype, rounds = getattr(torch, args.dtype), 1 if args.dry else args.rounds
-    chosen = [shrink(case) if args.dry else case for case in cases()
-              if any(part in case.name for part in args.only)]
-    with torch.cuda.stream(stream):              # graphs capture what runs on it, also backward; None does nothing
-        if args.sweep:
-            for case in chosen:
-                print(case.name)
-                sweep(case, dtype, device, rounds, stream)
-            return
-        ceilings = measure_ceilings(dtype, device, 64 if args.dry else 8192, stream)
-        rows = []
-        for case in tqdm(chosen, disable=None):
-            wrong = error(case, draw(case, dtype, device, seed=0))
-            for backward in (False,) if args.forward else (False, True):
-                rows.append(row(case, backward, bench(case, backward, dtype, device, rounds, stream), ceilings, wrong))
 
+def header(args: argparse.Namespace, bench: Bench, ceilings: dict[str, float]) -> str:
     where = f"{platform.machine()} CPU, in Triton's interpreter" if args.dry else torch.cuda.get_device_name()
-    table = ["# The Triton kernels against PyTorch", "", "    " + " ".join(["python", *sys.argv]), "",
-             f"{date.today()}, {where}, torch {torch.__version__}, triton {triton.__version__}, "
-             f"cuDNN {torch.backends.cudnn.version()}, {args.dtype}, medians of {rounds} turns. A matrix product "
-             f"reaches {ceilings['TFLOP/s']:.0f} TFLOP/s here, a copy {ceilings['GB/s']:.0f} GB/s. Error: relative L2 "
-             "of the forward pass, against PyTorch in float32.", "",
-             "| case | pass | ours, ms | others, ms | best other / ours | rate | of the ceiling | error |",
-             "|---|---|---|---|---|---|---|---|", *rows, ""]
-    print("\n".join(table))
-    if args.out:
-        args.out.write_text("\n".join(table))
+    return "\n".join([
+        "# The Triton kernels against PyTorch", "", "    " + " ".join(["python", *sys.argv]), "",
+        f"{date.today()}, {where}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"cuDNN {torch.backends.cudnn.version()}, {args.dtype}, medians of {bench.rounds} turns. A matrix product "
+        f"reaches {ceilings['TFLOP/s']:.0f} TFLOP/s here, a copy {ceilings['GB/s']:.0f} GB/s. \"default\": what "
+        "PyTorch chooses by itself. Error: relative L2, of results or gradients, against PyTorch in float32. "
+        "GPU: clock, temperature in C and power after the row.", "", table_line(COLUMNS), "|" + "---|" * len(COLUMNS)])
+
+
+def main():
+    args, start = arguments(), time.monotonic()
+    bench = Bench("cpu" if args.dry else "cuda", None if args.dry else torch.cuda.Stream(), getattr(torch, args.dtype),
+                  1 if args.dry else args.rounds)
+    chosen = [shrink(case) if args.dry else case for case in cases() if any(part in case.name for part in args.only)]
+    passes = (False,) if args.forward else (False, True)
+    with torch.cuda.stream(bench.stream):        # graphs capture what runs on it, also backward; None does nothing
+        if args.sweep:
+            for case in (case for case in chosen if "attention" in case.name):
+                print(case.name)
+                sweep(case, args.sweep, bench)
+            return
+        write = writer(args.out)
+        ceilings = measure_ceilings(bench, 64 if args.dry else 8192)
+        write(header(args, bench, ceilings))
+        for i, (case, backward) in enumerate(itertools.product(chosen, passes)):
+            if time.monotonic() - start > 60 * args.minutes:
+                write(f"\nEnded after {args.minutes:g} minutes: {len(chosen) * len(passes) - i} rows are missing.")
+                break
+            write(row(case, backward, bench, ceilings))
+            require_gpu(bench, write)
+
+
+def writer(path: Path | None) -> Callable[[str], None]:
+    """Prints lines, and writes each to the file at once."""
+    file = path.open("w", buffering=1) if path else None
+
+    def write(line: str) -> None:
+        print(line, flush=True)
+        if file:
+            file.write(line + "\n")
+    return write
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ CASES = {
     "head 64, text tower": lambda: attend(12, 77, 77, 64, HALF, causal=True),
     "head 64 in float32": lambda: attend(5, 2304, 2304, 64, FLOAT),
     "GroupNorm, pixels": lambda: normalize(128, 512),
+    "GroupNorm, odd picture": lambda: normalize(1280, 17, shift=True),
     "GroupNorm, channels, shift": lambda: normalize(320, 64, channels_last=True, shift=True),
     "LayerNorm": lambda: normalize_rows(8192, 640, residual=False),
     "add, LayerNorm": lambda: normalize_rows(2048, 1280, residual=True),

@@ -306,6 +306,11 @@ def half(*shape: int) -> Tensor:
     return torch.ones(shape, device=DEVICE, dtype=torch.float16)
 
 
+@ops.backend("triton")
+def of_module(operation, x: Tensor, norm: nn.Module) -> Tensor:
+    return operation(x, norm.to(x))
+
+
 REFUSED = {
     "q is torch.float64": lambda: attention.attention(*[half(1, 1, 4, 8).double()] * 3),
     "k is torch.float32, but q is torch.float16": lambda: attention.attention(
@@ -318,6 +323,10 @@ REFUSED = {
     "x has strides": lambda: group_norm.group_norm(half(1, 4, 8, 8)[:, :, ::2, ::2], half(4), half(4), 2, 1e-5),
     "row after row": lambda: group_norm.group_norm(half(1, 4, 8, 8)[..., :4], half(4), half(4), 2, 1e-5),
     "6 channels do not make 4 groups": lambda: group_norm.group_norm(half(1, 6, 2, 2), half(6), half(6), 4, 1e-5),
+    "4 channels do not make 0 groups": lambda: group_norm.group_norm(half(1, 4, 2, 2), half(4), half(4), 0, 1e-5),
+    "group_norm: the norm has no weight": lambda: of_module(ops.group_norm, half(1, 4, 2, 2),
+                                                            nn.GroupNorm(2, 4, affine=False)),
+    "layer_norm: the norm has no bias": lambda: of_module(ops.layer_norm, half(2, 4), nn.LayerNorm(4, bias=False)),
     "weight must be contiguous, of shape": lambda: group_norm.group_norm(half(1, 4, 2, 2), half(3), half(4), 2, 1e-5),
     "shift must be contiguous, of shape": lambda: group_norm.group_norm(
         half(1, 4, 2, 2), half(4), half(4), 2, 1e-5, shift=half(2, 4)),

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT
 
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}   # bytes that one program may have
+SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}   # bytes, of a program
 ATTENTION = ("forward_kernel", "short_kernel", "queries_kernel", "keys_kernel")
 
 
@@ -27,15 +27,16 @@ def assert_sound(kernel: dict, stack: int = 0) -> None:
     if kernel["target"].startswith("sm_"):
         assert not kernel["tf32"] and not kernel["atomics"], kernel
         assert kernel["registers"] * 32 * kernel["warps"] <= 65536, kernel
-        assert kernel["widest"] == 4, kernel     # 16 bytes per thread and access, somewhere at least
+        assert kernel["widest"] == 4 or "odd" in kernel["case"], kernel     # 16 bytes per thread and access, somewhere
 
 
 FEWER = "head 40", "head 160", "head 512", "prompt", "channels, shift", "add, LayerNorm", "bias, GEGLU"
+WIDE = ("head 512",)              # its tiles for sm_80 would not fit into the shared memory of sm_89
 
 
 @pytest.fixture(scope="module")
 def kernels() -> list[dict]:
-    return compiled("sm_90") + compiled("sm_80", "--only", *FEWER)
+    return compiled("sm_90") + compiled("sm_80", "--only", *FEWER) + compiled("sm_89", "--only", *WIDE)
 
 
 def test_every_kernel_fits(kernels):
@@ -43,7 +44,7 @@ def test_every_kernel_fits(kernels):
         assert_sound(kernel)
 
 
-@pytest.mark.parametrize("target, cases", [("sm_80", 7), ("sm_90", 14)])
+@pytest.mark.parametrize("target, cases", [("sm_80", 7), ("sm_90", 15)])
 def test_every_kernel_was_compiled(kernels, target, cases):
     here = [kernel for kernel in kernels if kernel["target"] == target]
     assert {kernel["kernel"] for kernel in here} == {
@@ -74,11 +75,20 @@ def test_two_programs_of_the_common_heads_fit_on_a_processor(kernels):
 
 
 def test_the_kernels_compile_for_amd():
-    found = compiled("gfx942", "--only", "head 40", "bias, GEGLU")
-    assert found
+    found = compiled("gfx942", "--only", "head 40", "head 512", "text tower", "bias, GEGLU")
+    assert len({kernel["case"] for kernel in found}) == 4
     for kernel in found:
         assert_sound(kernel)
         assert kernel["spills"] == 0
+
+
+@pytest.mark.full
+def test_every_published_case_fits_on_smaller_gpus():
+    found = compiled("sm_89", "gfx942")
+    assert len({(kernel["target"], kernel["case"]) for kernel in found}) == 2 * 15
+    for kernel in found:
+        assert_sound(kernel)
+        assert not kernel.get("spills"), kernel
 
 
 @pytest.mark.full

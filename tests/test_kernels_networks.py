@@ -10,14 +10,35 @@ from torch.utils.checkpoint import checkpoint
 
 import quick_interpreter
 import weights
-from helpers import TINY_CLIPS, TINY_UNETS, TINY_VAES, randn, randomize, relative_l2, token_ids, unet_inputs
+from helpers import (
+    CROSS_DOWN,
+    CROSS_UP,
+    DOWN,
+    TINY_CLIPS,
+    TINY_UNETS,
+    TINY_VAES,
+    UP,
+    randn,
+    randomize,
+    relative_l2,
+    token_ids,
+    unet_inputs,
+)
 from ldm import ops, tasks
 from ldm.clip import CLIPText
 from ldm.unet import UNet
 from ldm.vae import VAE
+from tiny import tiny_sd, tiny_sdxl
 
 quick_interpreter.install()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch):
+    """On a GPU convolutions round to tf32 unless told otherwise, and their gradients differ from call to call."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 def network(kind: type, table: dict, name: str) -> nn.Module:
@@ -71,6 +92,27 @@ def test_the_miniature_draws_the_same_picture():
     for backend in ("torch", "reference", "triton"):
         with ops.backend(backend):
             pictures[backend] = tasks.text_to_image(model, ["a red apple"], steps=1, guidance=1, seeds=[7])
+    assert (pictures["reference"] - pictures["torch"]).abs().max() < 1e-4
+    assert (pictures["triton"] - pictures["torch"]).abs().max() < 1e-4
+    assert pictures["torch"].std() > 0.1
+
+
+SMALL = dict(layers_per_block=1, block_out_channels=[32, 64])
+SMALL_SD15 = SMALL | dict(down_block_types=[CROSS_DOWN, DOWN], up_block_types=[UP, CROSS_UP], attention_head_dim=[1, 2])
+SMALL_SDXL = SMALL | dict(down_block_types=[DOWN, CROSS_DOWN], up_block_types=[CROSS_UP, UP], attention_head_dim=[4, 2],
+                          transformer_layers_per_block=[1, 2])
+
+
+@pytest.mark.parametrize("builder, unet, guidance", [(tiny_sd, SMALL_SD15, 3), (tiny_sdxl, SMALL_SDXL, 1)],
+                         ids=["sd15", "sdxl"])
+def test_tiny_pipelines_draw_the_same_pictures(builder, unet, guidance, tmp_path):
+    """Prompt, two steps and decoder; a step of the picture file is 8e-3 here."""
+    builder(tmp_path, unet=unet, vae=dict(layers_per_block=1), text=dict(num_hidden_layers=2))
+    model = weights.load(tmp_path, device=DEVICE)
+    pictures = {}
+    for backend in ("torch", "reference", "triton"):
+        with ops.backend(backend):
+            pictures[backend] = tasks.text_to_image(model, "a red fox", height=32, width=32, steps=2, guidance=guidance)
     assert (pictures["reference"] - pictures["torch"]).abs().max() < 1e-4
     assert (pictures["triton"] - pictures["torch"]).abs().max() < 1e-4
     assert pictures["torch"].std() > 0.1

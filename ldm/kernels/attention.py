@@ -27,7 +27,7 @@ def forward_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, r
                    WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, COLUMNS: tl.constexpr,
                    ALIGN: tl.constexpr, CAUSAL: tl.constexpr, RAGGED: tl.constexpr,
                    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
-    first, head = tl.program_id(0) * BLOCK_Q, tl.program_id(1)
+    first, head = tl.program_id(0) * BLOCK_Q, tl.program_id(1).to(tl.int64)
     parts: tl.constexpr = MAIN // COLUMNS
     image, part = tl.program_id(2).to(tl.int64) // parts, tl.program_id(2) % parts
     heads = tl.num_programs(1)
@@ -73,7 +73,7 @@ def short_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, row
                  WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, ALIGN: tl.constexpr,
                  CAUSAL: tl.constexpr, RAGGED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
     """For few keys, such as the 77 of a prompt: all of them stay on chip while `span` queries pass by."""
-    first, head, image = tl.program_id(0) * span, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    first, head, image = tl.program_id(0) * span, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
     q += tl.multiple_of(image * q_strides[0] + head * q_strides[1] + first * q_strides[2], ALIGN)
     k += tl.multiple_of(image * k_strides[0] + head * k_strides[1], ALIGN)

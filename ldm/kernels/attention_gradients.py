@@ -35,7 +35,7 @@ def queries_kernel(q, q_strides, k, k_strides, v, v_strides, out, grad_out, row_
                    ALIGN: tl.constexpr, CAUSAL: tl.constexpr, RAGGED: tl.constexpr,
                    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
     """dq, and delta for the other kernel. A program owns BLOCK_Q queries of a head and walks over the keys."""
-    first, head = tl.program_id(0) * BLOCK_Q, tl.program_id(1)
+    first, head = tl.program_id(0) * BLOCK_Q, tl.program_id(1).to(tl.int64)
     parts: tl.constexpr = MAIN // COLUMNS
     image, part = tl.program_id(2).to(tl.int64) // parts, tl.program_id(2) % parts
     heads = tl.num_programs(1)
@@ -90,7 +90,8 @@ def keys_kernel(q, q_strides, k, k_strides, v, v_strides, grad_out, row_highest,
     (split b m heads d), to be added later.
     """
     blocks = tl.cdiv(m, BLOCK_K)
-    first, split, head = tl.program_id(0) % blocks * BLOCK_K, tl.program_id(0) // blocks, tl.program_id(1)
+    first, split = tl.program_id(0) % blocks * BLOCK_K, tl.program_id(0) // blocks
+    head = tl.program_id(1).to(tl.int64)
     parts: tl.constexpr = MAIN // COLUMNS
     image, part = tl.program_id(2).to(tl.int64) // parts, tl.program_id(2) % parts
     heads, images = tl.num_programs(1), tl.num_programs(2) // parts
@@ -143,7 +144,7 @@ def gradients(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, hi
     """Gradients of q, k and v, each (b heads n d) and laid out as (b n heads*d)."""
     (b, heads, n, width), m = q.shape, k.shape[2]
     main, tail = columns_in_blocks(width)
-    grad_out = grad_out.transpose(1, 2).contiguous()       # it usually is: the gradient of a (b n heads*d)
+    grad_out, out = (x.transpose(1, 2).contiguous() for x in (grad_out, out))   # they usually are; a hook may move out
     grad_q, delta = torch.empty_like(grad_out), torch.empty_like(highest)
     shared = dict(WIDTH=width, MAIN=main, TAIL=tail, ALIGN=alignment(q, k, v, width=width), CAUSAL=causal, **FUSED)
     inputs = q, q.stride()[:3], k, k.stride()[:3], v, v.stride()[:3]

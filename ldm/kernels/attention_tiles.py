@@ -1,7 +1,8 @@
 """How attention is cut into programs, for each architecture: a table, so that nothing is tuned when a program starts.
 
-Chosen from compiled code: no spilled registers, shared memory within the limits, two blocks of warps on a processor
-where registers allow it. They have not been tuned on a GPU: `scripts/bench_kernels.py --sweep` does that.
+Chosen from compiled code, of the published heads in 16 bits: no spilled registers, shared memory within the limits
+(sm_80 163 KB, sm_86 99, sm_90 227, gfx942 64), two blocks of warps on a processor where registers allow it. They have
+not been tuned on a GPU: `scripts/bench_kernels.py --sweep` does that.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import triton
 from torch import Tensor
 
-from .hardware import for_architecture
+from . import hardware
 
 
 @dataclass(frozen=True)
@@ -26,49 +27,62 @@ class Tiles:
         return dict(BLOCK_Q=self.queries, BLOCK_K=self.keys, num_warps=self.warps, num_stages=self.stages)
 
 
-# architecture -> kernel -> bytes per element -> widest head that the tiles serve
+# architecture -> kernel -> widest head that the tiles serve, in 16 bits
 TILES = {
     "sm_90": {
-        "forward": {2: {96: Tiles(128, 64, 8, 3), 160: Tiles(128, 32, 8, 3),
-                        512: Tiles(128, 32, 8, 2, columns=256)},
-                    4: {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 4, 2, columns=256)}},
-        "queries": {2: {96: Tiles(128, 64, 8, 2), 160: Tiles(128, 32, 8, 2), 512: Tiles(32, 16, 8, 2)},
-                    4: {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 8, 2, columns=256)}},
-        "keys": {2: {64: Tiles(64, 128, 8, 2), 96: Tiles(32, 128, 8, 2), 160: Tiles(16, 128, 8, 2),
-                     512: Tiles(16, 32, 8, 2, columns=256)},
-                 4: {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 8, 2, columns=128)}},
-        "short": {2: {96: Tiles(128, 128, 8, 2), 160: Tiles(64, 128, 8, 2)}, 4: {}},
+        "forward": {96: Tiles(128, 64, 8, 3), 160: Tiles(128, 32, 8, 3), 512: Tiles(128, 32, 8, 2, columns=256)},
+        "queries": {96: Tiles(128, 64, 8, 2), 160: Tiles(128, 32, 8, 2), 512: Tiles(32, 16, 8, 2)},
+        "keys": {64: Tiles(64, 128, 8, 2), 96: Tiles(32, 128, 8, 2), 160: Tiles(16, 128, 8, 2),
+                 512: Tiles(16, 32, 8, 2, columns=256)},
+        "short": {96: Tiles(128, 128, 8, 2), 160: Tiles(64, 128, 8, 2)},
     },
     "sm_80": {
-        "forward": {2: {96: Tiles(128, 64, 8, 3), 160: Tiles(128, 32, 8, 2),
-                        512: Tiles(64, 32, 8, 2, columns=256)}},
-        "queries": {2: {64: Tiles(128, 64, 8, 2), 96: Tiles(64, 32, 4, 2), 160: Tiles(64, 16, 4, 2),
-                        512: Tiles(32, 16, 8, 2)}},
-        "keys": {2: {96: Tiles(32, 128, 8, 2), 160: Tiles(16, 128, 8, 2), 512: Tiles(16, 32, 8, 2, columns=256)}},
-        "short": {2: {96: Tiles(128, 128, 8, 2), 160: Tiles(64, 128, 8, 2)}},
+        "forward": {96: Tiles(128, 64, 8, 3), 160: Tiles(128, 32, 8, 2), 512: Tiles(64, 32, 8, 2, columns=256)},
+        "queries": {64: Tiles(128, 64, 8, 2), 96: Tiles(64, 32, 4, 2), 160: Tiles(64, 16, 4, 2),
+                    512: Tiles(32, 16, 8, 2)},
+        "keys": {96: Tiles(32, 128, 8, 2), 160: Tiles(16, 128, 8, 2), 512: Tiles(16, 32, 8, 2, columns=256)},
+        "short": {96: Tiles(128, 128, 8, 2), 160: Tiles(64, 128, 8, 2)},
     },
     "gfx942": {
-        "forward": {2: {96: Tiles(128, 64, 4, 2), 160: Tiles(64, 32, 4, 2), 512: Tiles(32, 16, 8, 2, columns=256)}},
-        "queries": {2: {96: Tiles(64, 64, 4, 2), 160: Tiles(64, 32, 4, 2), 512: Tiles(16, 16, 8, 2, columns=256)}},
-        "keys": {2: {96: Tiles(32, 64, 4, 2), 160: Tiles(32, 64, 4, 2), 512: Tiles(16, 16, 8, 2, columns=64)}},
-        "short": {2: {}},
+        "forward": {64: Tiles(128, 32, 4, 2), 96: Tiles(128, 64, 4, 2), 160: Tiles(64, 32, 4, 2),
+                    512: Tiles(32, 16, 8, 2, columns=256)},
+        "queries": {64: Tiles(64, 32, 4, 2), 96: Tiles(64, 64, 4, 2), 160: Tiles(64, 32, 4, 2),
+                    512: Tiles(16, 16, 8, 2, columns=256)},
+        "keys": {64: Tiles(16, 64, 4, 2), 160: Tiles(32, 64, 4, 2), 512: Tiles(16, 16, 4, 2, columns=64)},
+        "short": {},
     },
 }
-for architecture in ("sm_80", "gfx942"):
-    for kernel, sizes in TILES[architecture].items():
-        sizes[4] = TILES["sm_90"][kernel][4]      # float32 does not run on tensor cores
+TILES["sm_86"] = {kernel: dict(sizes) for kernel, sizes in TILES["sm_80"].items()}
+TILES["sm_86"]["forward"][512] = Tiles(64, 16, 8, 2, columns=256)
+TILES["sm_86"]["keys"][512] = Tiles(16, 16, 8, 2)
+for name in ("sm_89", "sm_120", "sm_121"):
+    TILES[name] = TILES["sm_86"]
+
+# float32 does not run on tensor cores: kernel -> widest head
+FLOAT32_TILES = {
+    "forward": {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 4, 2, columns=256)},
+    "queries": {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 8, 2, columns=256)},
+    "keys": {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 8, 2, columns=128)},
+    "short": {},
+}
+SMALL = ("sm_86", "sm_89", "sm_120", "sm_121", "gfx942")   # less shared memory than float32 gradients of head 512 take
 
 
-def tiles(kernel: str, width: int, like: Tensor) -> Tiles | None:
-    """None where a kernel does not serve a width: "short" alone leaves some out."""
-    sizes = for_architecture(TILES, like.device)[kernel][like.dtype.itemsize]
-    return next((tile for widest, tile in sizes.items() if width <= widest), None)
+def sizes_of(kernel: str, like: Tensor) -> dict[int, Tiles]:
+    return FLOAT32_TILES[kernel] if like.dtype.itemsize == 4 else hardware.for_architecture(TILES, like.device)[kernel]
+
+
+def tiles(kernel: str, width: int, like: Tensor) -> Tiles:
+    """Raises ValueError for float32 gradients of 512-wide heads on GPUs whose shared memory is too small for them."""
+    architecture, wide = hardware.gpu(like.device)[0], width > 160 and like.dtype.itemsize == 4
+    hardware.require(kernel == "forward" or not wide or architecture not in SMALL, "attention",
+                     f"float32 gradients of a {width}-wide head do not fit into the shared memory of {architecture}")
+    return next(tile for widest, tile in sizes_of(kernel, like).items() if width <= widest)
 
 
 def short_tiles(width: int, m: int, like: Tensor) -> Tiles | None:
     """Tiles that hold all m keys at once, if they can be."""
-    tile = tiles("short", width, like)
-    return tile if tile and m <= tile.keys else None
+    return next((tile for widest, tile in sizes_of("short", like).items() if width <= widest and m <= tile.keys), None)
 
 
 def columns_in_blocks(width: int) -> tuple[int, int]:

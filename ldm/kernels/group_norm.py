@@ -3,8 +3,8 @@
     y = silu((x + shift - mean) * rstd * weight + bias)        shift (b c), such as the time embedding; both optional
 
 x is read twice, for the statistics and to be normalised. Pixels may lie next to each other, or channels
-(channels-last); the result has the layout of x. A program owns BLOCK_C channels x BLOCK_P pixels at a time, and several
-share a channel, so the 32 groups of a single picture make work for every processor of a GPU.
+(channels-last); the result has the layout of x. A program owns BLOCK_C channels x BLOCK_P pixels at a time, of one
+group or of several, and many programs share a large plane; two pictures of 1280 x 8 x 8 make work for 160.
 
 Variance is never E[x^2] - E[x]^2, which loses all digits where the mean is large: blocks take the squares of
 differences from their own mean, and means and squares of two parts are joined exactly (Chan, Golub, LeVeque 1979).
@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import group_norm_gradients
-from .hardware import FUSED, check, require
-from .pixels import blocks, load, of_channels, pixel_strides, split_pixels, store
+from .hardware import FUSED, check, require, require_affine
+from .pixels import blocks, countable, load, of_channels, pixel_strides, split_pixels, store
 
 JOINED = dict(BLOCK_G=4, BLOCK=1024, num_warps=8)   # groups that one program joins, and parts at a time
 
@@ -118,13 +118,14 @@ def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | No
     check("group_norm", x=x, weight=weight, bias=bias, shift=shift)
     require(x.ndim == 4, "group_norm", f"x has shape {tuple(x.shape)}, not (b c h w)")
     b, c, h, w = x.shape
-    require(c % groups == 0, "group_norm", f"{c} channels do not make {groups} groups")
+    require(groups > 0 and c % groups == 0, "group_norm", f"{c} channels do not make {groups} groups")
     for name, vector, shape in (("weight", weight, (c,)), ("bias", bias, (c,)), ("shift", shift, (b, c))):
         require(vector is None or vector.shape == shape and vector.is_contiguous(), "group_norm",
                 f"{name} must be contiguous, of shape {shape}")
     require(pixel_strides(x) is not None, "group_norm",
             f"x has strides {x.stride()}: neither pixels nor channels lie next to each other, row after row")
-    require(c * h * w < 2**31, "group_norm", f"a picture of {c * h * w} elements is more than 32 bits can count")
+    require(countable(x), "group_norm",
+            f"a picture of shape {(c, h, w)} and strides {x.stride()[1:]} spans more elements than 32 bits can count")
 
 
 def group_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float,
@@ -180,4 +181,5 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
 
     Raises ValueError for other types, and where neither pixels nor channels lie next to each other.
     """
+    require_affine("group_norm", weight, bias)
     return forward(x, weight, bias, shift, groups, eps, silu)[0]

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .hardware import FUSED
-from .pixels import blocks, load, of_channels, pixel_strides, split_pixels, store
+from .pixels import blocks, countable, load, of_channels, pixel_strides, split_pixels, store
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def gradients(grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, shift: 
               rstd: Tensor, silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and shift; without a shift, of one of zeros."""
     (b, c, h, w), strides, groups, out = x.shape, pixel_strides(x), mean.shape[1], torch.empty_like(x)
-    if pixel_strides(grad_out) is None:                    # an expanded one, such as that of a sum
+    if pixel_strides(grad_out) is None or not countable(grad_out):     # an expanded one, such as that of a sum
         grad_out = torch.empty_like(x).copy_(grad_out)
     block = blocks(strides, h * w)
     splits, span = split_pixels(x, block)

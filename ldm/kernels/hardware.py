@@ -27,8 +27,13 @@ def processors(device: torch.device) -> int:
     return gpu(device)[1]
 
 
+def served(architecture: str) -> bool:
+    """NVIDIA's from Ampere on, which have tensor cores for bfloat16, and AMD's MI300."""
+    return architecture == "gfx942" or architecture.startswith("sm_") and int(architecture[3:]) >= 80
+
+
 def for_architecture(table: dict, device: torch.device):
-    """The row of a table {"sm_80": ..., "sm_90": ...} for this device; an unlisted one gets the smaller sm_80 tiles."""
+    """The row of a table {"sm_80": ..., "sm_90": ...} for this device; an unlisted one gets the sm_80 tiles."""
     return table.get(gpu(device)[0], table["sm_80"])
 
 
@@ -43,6 +48,11 @@ def require(condition: bool, operation: str, problem: str) -> None:
         raise ValueError(f"triton {operation}: {problem}")
 
 
+def require_affine(operation: str, weight: Tensor | None, bias: Tensor | None) -> None:
+    for name, parameter in dict(weight=weight, bias=bias).items():
+        require(parameter is not None, operation, f"the norm has no {name}; only norms with weight and bias are served")
+
+
 def check(operation: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless all of the tensors can be read by a kernel: right device, right type, not empty."""
     first = next(tensor for tensor in tensors.values() if tensor is not None)
@@ -52,5 +62,7 @@ def check(operation: str, **tensors: Tensor | None) -> None:
         require(tensor.device.type != "cpu" or INTERPRETED, operation,
                 f"{name} is on the CPU; move it to a GPU, or set TRITON_INTERPRET=1 before Python starts")
         require(tensor.device == first.device, operation, f"{name} is on {tensor.device}, not on {first.device}")
+        require(served(gpu(tensor.device)[0]), operation,
+                f"{gpu(tensor.device)[0]} is not served; sm_80 and newer, gfx942 are")
         require(tensor.dtype in DTYPES, operation, f"{name} is {tensor.dtype}, not float16, bfloat16 or float32")
         require(tensor.numel() > 0, operation, f"{name} is empty, shape {tuple(tensor.shape)}")

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .hardware import FUSED, check, processors, require
+from .hardware import FUSED, check, processors, require, require_affine
 from .precision import rounded
 
 ELEMENTS = 4096     # that a program holds at a time: 32 for each of 128 threads
@@ -152,9 +152,11 @@ forward.register_autograd(differentiate, setup_context=keep)
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x (... d) contiguous, weight and bias (d) -> (... d). Raises ValueError for what it does not take."""
+    require_affine("layer_norm", weight, bias)
     return forward(x, None, weight, bias, eps)[1]
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + residual, and that normalised: (... d) each."""
+    require_affine("layer_norm", weight, bias)
     return forward(x, residual, weight, bias, eps)[:2]

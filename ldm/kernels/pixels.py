@@ -8,7 +8,8 @@ from .hardware import processors
 from .precision import rounded
 
 WHERE_PIXELS_TOUCH = dict(BLOCK_C=4, BLOCK_P=1024, num_warps=4)   # 2 KB of 16-bit pixels in a row
-ELSEWHERE = dict(BLOCK_C=64, BLOCK_P=64, num_warps=4)             # 128 bytes of channels in a row; small planes
+WHERE_CHANNELS_TOUCH = dict(BLOCK_C=64, BLOCK_P=64, num_warps=4)  # 128 bytes of channels in a row
+FEW_PIXELS = dict(BLOCK_C=16, BLOCK_P=64, num_warps=4)            # many programs for little work; odd rows fit, too
 PROGRAMS_PER_PROCESSOR = 8                                        # enough loads in flight to hide the way to memory
 
 
@@ -39,8 +40,17 @@ def pixel_strides(x: Tensor) -> tuple[int, int, int] | None:
     return image, channel, pixel
 
 
+def countable(x: Tensor) -> bool:
+    """Whether 32 bits count the elements of a picture, and those that it spans in memory."""
+    _, c, h, w = x.shape
+    span = sum((size - 1) * stride for size, stride in zip((c, h, w), x.stride()[1:]))
+    return max(c * h * w, span) < 2**31
+
+
 def blocks(strides: tuple[int, int, int], p: int) -> dict:
-    return WHERE_PIXELS_TOUCH if strides[2] == 1 and p >= WHERE_PIXELS_TOUCH["BLOCK_P"] else ELSEWHERE
+    if p < WHERE_PIXELS_TOUCH["BLOCK_P"]:
+        return FEW_PIXELS
+    return WHERE_PIXELS_TOUCH if strides[2] == 1 else WHERE_CHANNELS_TOUCH
 
 
 def split_pixels(x: Tensor, block: dict) -> tuple[int, int]:
