@@ -27,7 +27,8 @@ def assert_sound(kernel: dict, stack: int = 0) -> None:
     if kernel["target"].startswith("sm_"):
         assert not kernel["tf32"] and not kernel["atomics"], kernel
         assert kernel["registers"] * 32 * kernel["warps"] <= 65536, kernel
-        assert kernel["widest"] == 4 or "odd" in kernel["case"], kernel     # 16 bytes per thread and access, somewhere
+        small = "odd" in kernel["case"] or kernel["kernel"] == "join_kernel"   # which reads a few sums
+        assert kernel["widest"] == 4 or small, kernel     # 16 bytes per thread and access, somewhere
 
 
 FEWER = "head 40", "head 160", "head 512", "prompt", "channels, shift", "add, LayerNorm", "bias, GEGLU"
