@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import ops
 from .config import CLIPConfig
 
-EOT = 49407   # the end-of-text token; its position holds the summary of the text
+EOT = 49407  # the end-of-text token; its position holds the summary of the text
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(cfg.length, cfg.width)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
 
 
 class SelfAttention(nn.Module):
@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)   # OpenAI's approximation; OpenCLIP trained with the exact erf form
+    return x * torch.sigmoid(1.702 * x)  # OpenAI's approximation; OpenCLIP trained with the exact erf form
 
 
 class Layer(nn.Module):
@@ -99,10 +99,10 @@ class CLIPText(nn.Module):
 
     def forward(self, ids: Tensor) -> TextFeatures:
         """ids (b n), n at most 77, with an EOT in every row. There is no padding mask: pad tokens are read too."""
-        hidden = [self.text_model.embeddings(ids)]                 # (b n d)
+        hidden = [self.text_model.embeddings(ids)]  # (b n d)
         for layer in self.text_model.encoder.layers:
             hidden.append(layer(hidden[-1]))
         last = ops.layer_norm(hidden[-1], self.text_model.final_layer_norm)
-        end = (ids == EOT).int().argmax(dim=1)                     # the first EOT; pads may repeat it
+        end = (ids == EOT).int().argmax(dim=1)  # the first EOT; pads may repeat it
         pooled = self.text_projection(last[torch.arange(len(ids)), end])
         return TextFeatures(hidden, last, pooled)

@@ -24,8 +24,9 @@ class Conditioning:
     def cat(*parts: "Conditioning") -> "Conditioning":
         """Join batches; the one place where the two halves of guidance meet."""
         vectors = [part.vector for part in parts]
-        return Conditioning(torch.cat([part.context for part in parts]),
-                            None if vectors[0] is None else torch.cat(vectors))
+        return Conditioning(
+            torch.cat([part.context for part in parts]), None if vectors[0] is None else torch.cat(vectors)
+        )
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,23 @@ class Sizes:
         return (*self.original, *self.crop, self.aesthetic)
 
 
-def encode(texts: Sequence[CLIPText], tokenizer: Tokenizer, facts: ModelConfig, prompts: Sequence[str | None],
-           sizes: Sizes) -> Conditioning:
+def encode(
+    texts: Sequence[CLIPText], tokenizer: Tokenizer, facts: ModelConfig, prompts: Sequence[str | None], sizes: Sizes
+) -> Conditioning:
     """Condition on one prompt per picture. None stands for "no prompt": the published empty conditioning."""
-    features = [read(tower, tokenizer, [prompt or "" for prompt in prompts], pad_id)
-                for tower, pad_id in zip(texts, facts.pad_ids)]
+    features = [
+        read(tower, tokenizer, [prompt or "" for prompt in prompts], pad_id)
+        for tower, pad_id in zip(texts, facts.pad_ids)
+    ]
     cond = FAMILIES[facts.family](features, sizes, facts.unet.vector_dim)
     if not facts.zero_empty_prompt:
         return cond
     given = torch.tensor([prompt is not None for prompt in prompts], device=cond.context.device)
     pooled = features[-1].pooled.shape[1]
-    return Conditioning(torch.where(given[:, None, None], cond.context, 0),
-                        torch.cat([torch.where(given[:, None], cond.vector[:, :pooled], 0),
-                                   cond.vector[:, pooled:]], dim=1))
+    return Conditioning(
+        torch.where(given[:, None, None], cond.context, 0),
+        torch.cat([torch.where(given[:, None], cond.vector[:, :pooled], 0), cond.vector[:, pooled:]], dim=1),
+    )
 
 
 def read(tower: CLIPText, tokenizer: Tokenizer, prompts: list[str], pad_id: int) -> TextFeatures:
@@ -80,9 +85,9 @@ def sdxl_refiner(features: list[TextFeatures], sizes: Sizes, vector_dim: int) ->
 
 
 def with_sizes(features: list[TextFeatures], numbers: tuple[float, ...], vector_dim: int) -> Conditioning:
-    context = torch.cat([f.hidden[-2] for f in features], dim=-1)   # (b 77 2048)
-    pooled = features[-1].pooled                                    # (b 1280)
-    width = (vector_dim - pooled.shape[1]) // len(numbers)          # 256 in every published model
+    context = torch.cat([f.hidden[-2] for f in features], dim=-1)  # (b 77 2048)
+    pooled = features[-1].pooled  # (b 1280)
+    width = (vector_dim - pooled.shape[1]) // len(numbers)  # 256 in every published model
     embedded = ops.sinusoid(torch.tensor(numbers, device=pooled.device), width).flatten().to(pooled.dtype)
     return Conditioning(context, torch.cat([pooled, embedded.expand(len(pooled), -1)], dim=1))
 

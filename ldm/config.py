@@ -15,15 +15,15 @@ class UNetConfig:
     depth: tuple[int, ...]
     mid_depth: int
     context_dim: int
-    linear_projection: bool                # proj_in/proj_out stored as Linear, or as 1x1 Conv2d (SD1)
+    linear_projection: bool  # proj_in/proj_out stored as Linear, or as 1x1 Conv2d (SD1)
     out_channels: int = 4
-    layers: int = 2                        # resnets per level on the way down; one more on the way up
+    layers: int = 2  # resnets per level on the way down; one more on the way up
     groups: int = 32
-    cross_only: tuple[bool, ...] = ()      # levels whose first attention reads the text too (x4)
-    vector_dim: int = 0                    # width of the pooled text + sizes vector (SDXL)
-    class_dim: int = 0                     # width of the image-embedding vector (unCLIP)
-    class_count: int = 0                   # rows of the noise-level table (x4)
-    guidance_dim: int = 0                  # width of the embedded guidance scale (LCM)
+    cross_only: tuple[bool, ...] = ()  # levels whose first attention reads the text too (x4)
+    vector_dim: int = 0  # width of the pooled text + sizes vector (SDXL)
+    class_dim: int = 0  # width of the image-embedding vector (unCLIP)
+    class_count: int = 0  # rows of the noise-level table (x4)
+    guidance_dim: int = 0  # width of the embedded guidance scale (LCM)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class VAEConfig:
     channels: tuple[int, ...]
     latent_channels: int = 4
     image_channels: int = 3
-    layers: int = 2                        # resnets per encoder level; the decoder has one more
+    layers: int = 2  # resnets per encoder level; the decoder has one more
     groups: int = 32
 
     @property
@@ -45,7 +45,7 @@ class TinyVAEConfig:
     """TAESD: one width on all levels, and latents as the UNet sees them, of scale 1."""
 
     channels: int = 64
-    blocks: tuple[int, ...] = (1, 3, 3, 3)   # per level, from the finest; the decoder has as many
+    blocks: tuple[int, ...] = (1, 3, 3, 3)  # per level, from the finest; the decoder has as many
     latent_channels: int = 4
     image_channels: int = 3
 
@@ -60,9 +60,9 @@ class CLIPConfig:
     layers: int
     width: int
     heads: int
-    hidden: int                            # width of the MLP
+    hidden: int  # width of the MLP
     quick_gelu: bool
-    projection: int = 0                    # width of the pooled output; 0: no projection is stored
+    projection: int = 0  # width of the pooled output; 0: no projection is stored
     vocab: int = 49408
     length: int = 77
 
@@ -82,11 +82,11 @@ class NoiseConfig:
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    beta_law: str = "scaled_linear"        # or "linear", "squaredcos_cap_v2"
+    beta_law: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
     trained: int = 1000
-    zero_snr: bool = False                 # rescaled so that the last time is noise alone (arXiv 2305.08891)
+    zero_snr: bool = False  # rescaled so that the last time is noise alone (arXiv 2305.08891)
     edm: bool = False
-    sigma_min: float = 0.002               # these three for EDM only
+    sigma_min: float = 0.002  # these three for EDM only
     sigma_max: float = 80.0
     sigma_data: float = 0.5
 
@@ -95,24 +95,25 @@ class NoiseConfig:
 class ModelConfig:
     """One published model: its networks and the facts needed to sample from it."""
 
-    family: str                            # "sd", "sdxl" or "sdxl_refiner": how prompts become conditioning
+    family: str  # "sd", "sdxl" or "sdxl_refiner": how prompts become conditioning
     unet: UNetConfig
     vae: VAEConfig | TinyVAEConfig
     texts: tuple[CLIPConfig, ...]
     latent: LatentConfig
-    pad_ids: tuple[int, ...]               # the token that fills a prompt up, per text tower
-    prediction: str = "eps"                # "eps", "v" or "x0"
+    pad_ids: tuple[int, ...]  # the token that fills a prompt up, per text tower
+    prediction: str = "eps"  # "eps", "v" or "x0"
     noise: NoiseConfig = NoiseConfig()
-    sampler: str = "euler"                 # from here on: defaults of a task
+    sampler: str = "euler"  # from here on: defaults of a task
     schedule: str = "leading"
-    offset: int = 1                        # added to every time step of the leading schedule
+    offset: int = 1  # added to every time step of the leading schedule
     steps: int = 50
     guidance: float = 7.5
-    size: int = 512                        # native height and width in pixels
-    zero_empty_prompt: bool = False        # no prompt: zeros in place of the encoded ""
-    careful_vae: bool = False              # float16 is too small for what goes through its VAE
+    size: int = 512  # native height and width in pixels
+    zero_empty_prompt: bool = False  # no prompt: zeros in place of the encoded ""
+    careful_vae: bool = False  # float16 is too small for what goes through its VAE
 
 
+# fmt: off
 SD15 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), depth=(1, 1, 1, 0),
                   mid_depth=1, context_dim=768, linear_projection=False)
 SD2 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(5, 10, 20, 20), depth=(1, 1, 1, 0),
@@ -186,3 +187,4 @@ MODELS = {
     "playground_v25": replace(_SDXL, latent=PLAYGROUND_V25_LATENT, noise=NoiseConfig(edm=True), guidance=3.0,
                               sampler="dpmpp_2m", schedule="karras"),
 }
+# fmt: on

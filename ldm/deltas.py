@@ -61,7 +61,7 @@ class Product:
 
 @dataclass(frozen=True)
 class LoRA(Product):
-    scale: float = 1.0   # alpha / rank
+    scale: float = 1.0  # alpha / rank
 
     def value(self, like: Tensor) -> Tensor:
         return self.scale * super().value(like)
@@ -127,8 +127,10 @@ class DoRA:
 
     def __post_init__(self):
         if self.magnitude.ndim != 2 or 1 not in self.magnitude.shape or len(self.shape) < 2:
-            raise ValueError(f"magnitudes of the shape {tuple(self.magnitude.shape)} for {self.shape} are neither of "
-                             "the outputs nor of the inputs")
+            raise ValueError(
+                f"magnitudes of the shape {tuple(self.magnitude.shape)} for {self.shape} are neither of "
+                "the outputs nor of the inputs"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

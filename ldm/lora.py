@@ -28,24 +28,31 @@ class Adapter:
     unmatched: tuple[str, ...] = ()
 
 
-Weighted = Sequence[tuple[Adapter, float]]   # adapters, each with its strength
+Weighted = Sequence[tuple[Adapter, float]]  # adapters, each with its strength
 
 
 def networks(model: Model) -> dict[str, nn.Module]:
     """The networks that adapters change, by the names of their folders."""
     towers = ("text_encoder", "text_encoder_2")
-    return {"unet": model.unet} | dict(zip(towers[model.facts.family == "sdxl_refiner":], model.texts))
+    return {"unet": model.unet} | dict(zip(towers[model.facts.family == "sdxl_refiner" :], model.texts))
 
 
 def parameters(model: Model) -> dict[str, nn.Parameter]:
-    return {f"{part}.{name}": parameter for part, network in networks(model).items()
-            for name, parameter in network.named_parameters()}
+    return {
+        f"{part}.{name}": parameter
+        for part, network in networks(model).items()
+        for name, parameter in network.named_parameters()
+    }
 
 
 def layers(model: Model) -> dict[str, nn.Module]:
     """The linear and the convolutional ones, by path."""
-    return {f"{part}.{path}": module for part, network in networks(model).items()
-            for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return {
+        f"{part}.{path}": module
+        for part, network in networks(model).items()
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
 
 
 def new(model: Model, pattern: str, rank: int, alpha: float | None = None, seed: int = 0) -> Adapter:
@@ -55,7 +62,7 @@ def new(model: Model, pattern: str, rank: int, alpha: float | None = None, seed:
     for path, layer in layers(model).items():
         if fnmatchcase(path, pattern):
             outputs, *inputs = layer.weight.shape
-            bound = prod(inputs) ** -0.5     # as PyTorch starts a linear layer
+            bound = prod(inputs) ** -0.5  # as PyTorch starts a linear layer
             down = torch.empty(rank, *inputs).uniform_(-bound, bound, generator=generator).to(layer.weight.device)
             deltas[f"{path}.weight"] = LoRA(down.new_zeros(outputs, rank), down, scale=(alpha or rank) / rank)
     if not deltas:
@@ -76,8 +83,10 @@ def merge(model: Model, adapters: Weighted) -> None:
     for adapter, _ in adapters:
         check(adapter, targets)
     unmerge(model)
-    changed = {name: moved(targets[name], name, adapters) for name in
-               dict.fromkeys(name for adapter, _ in adapters for name in adapter.deltas)}
+    changed = {
+        name: moved(targets[name], name, adapters)
+        for name in dict.fromkeys(name for adapter, _ in adapters for name in adapter.deltas)
+    }
     for name, weight in changed.items():
         targets[name].unmerged = targets[name].data
         targets[name].data = weight
@@ -87,8 +96,10 @@ def check(adapter: Adapter, targets: dict[str, nn.Parameter]) -> None:
     for name, delta in adapter.deltas.items():
         found = tuple(targets[name].shape) if name in targets else None
         if found is None or not fits(delta, found):
-            raise ValueError(f"the adapter {adapter.source} is of another model: it changes {name} of the shape "
-                             f"{delta.shape}, this model has {found or 'none'}")
+            raise ValueError(
+                f"the adapter {adapter.source} is of another model: it changes {name} of the shape "
+                f"{delta.shape}, this model has {found or 'none'}"
+            )
 
 
 def moved(parameter: nn.Parameter, name: str, adapters: Weighted) -> Tensor:
@@ -109,7 +120,7 @@ def unmerge(model: Model) -> None:
     """Put the base back, bit for bit; nothing is subtracted. A model that is not merged stays as it is."""
     for parameter in parameters(model).values():
         if hasattr(parameter, "unmerged"):
-            parameter.data = parameter.unmerged.to(parameter)   # its device or dtype may have changed meanwhile
+            parameter.data = parameter.unmerged.to(parameter)  # its device or dtype may have changed meanwhile
             del parameter.unmerged
 
 
@@ -154,22 +165,24 @@ def placed(delta: LoRA, like: Tensor) -> LoRA:
     """Device and dtype of the weight, once and for all; factors in training stay where they are."""
     if delta.up.requires_grad or delta.down.requires_grad:
         return delta
-    return replace(delta, up=delta.up.to(like), down=delta.down.to(like),
-                   core=None if delta.core is None else delta.core.to(like))
+    return replace(
+        delta, up=delta.up.to(like), down=delta.down.to(like), core=None if delta.core is None else delta.core.to(like)
+    )
 
 
 def beside(delta: LoRA, strength: float, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """A forward hook: the layer's output and the adapter's."""
-    x, = inputs
-    kernel = delta.down if delta.core is None else delta.core      # the factor that moves over the picture
+    (x,) = inputs
+    kernel = delta.down if delta.core is None else delta.core  # the factor that moves over the picture
     for factor in (delta.down, delta.core, delta.up):
         if factor is None:
             continue
-        if x.ndim < 4:                                             # tokens (b n i), also for SD1's 1x1 convolutions
+        if x.ndim < 4:  # tokens (b n i), also for SD1's 1x1 convolutions
             x = F.linear(x, factor.to(x).flatten(1))
         elif factor is kernel:
-            x = F.conv2d(x, factor.to(x).reshape(len(factor), -1, *layer.kernel_size), None, layer.stride,
-                         layer.padding)
+            x = F.conv2d(
+                x, factor.to(x).reshape(len(factor), -1, *layer.kernel_size), None, layer.stride, layer.padding
+            )
         else:
             x = F.conv2d(x, factor.to(x)[:, :, None, None])
     return output + strength * delta.scale * x

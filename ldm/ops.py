@@ -39,6 +39,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
         return attention_reference(q, k, v, causal)
     if _backend == "triton":
         from .kernels.attention import attention as fused
+
         return fused(q, k, v, causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
@@ -74,6 +75,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor 
     """
     if _backend == "triton":
         from .kernels.group_norm import group_norm as fused
+
         return fused(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift)
     if shift is not None:
         x = x + rearrange(shift, "b c -> b c 1 1")
@@ -101,6 +103,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
         return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
     if _backend == "triton":
         from .kernels.layer_norm import layer_norm as fused
+
         return fused(x, norm.weight, norm.bias, norm.eps)
     return norm(x)
 
@@ -109,6 +112,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Ten
     """x + residual, and the layer normalisation of that: one pass over memory where the backend can."""
     if _backend == "triton":
         from .kernels.layer_norm import add_layer_norm as fused
+
         return fused(x, residual, norm.weight, norm.bias, norm.eps)
     x = x + residual
     return x, layer_norm(x, norm)
@@ -118,6 +122,7 @@ def geglu(x: Tensor) -> Tensor:
     """Gated GELU (arXiv 2002.05202): the first half of the last axis times gelu of the second, the erf form."""
     if _backend == "triton":
         from .kernels.geglu import geglu as fused
+
         return fused(x)
     value, gate = x.chunk(2, dim=-1)
     if _backend == "reference":

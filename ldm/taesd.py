@@ -19,8 +19,9 @@ def conv(c_in: int, c_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d
 class Block(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Sequential(conv(channels, channels), nn.ReLU(), conv(channels, channels), nn.ReLU(),
-                                  conv(channels, channels))
+        self.conv = nn.Sequential(
+            conv(channels, channels), nn.ReLU(), conv(channels, channels), nn.ReLU(), conv(channels, channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv(x) + x)
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers, conv(c, cfg.latent_channels))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.layers((image + 1) / 2)   # trained on images in [0, 1]
+        return self.layers((image + 1) / 2)  # trained on images in [0, 1]
 
 
 class Decoder(nn.Module):
@@ -51,7 +52,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers, conv(c, cfg.image_channels))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(torch.tanh(z / 3) * 3) * 2 - 1   # no latent beyond 3; images in [0, 1] made [-1, 1]
+        return self.layers(torch.tanh(z / 3) * 3) * 2 - 1  # no latent beyond 3; images in [0, 1] made [-1, 1]
 
 
 class TinyVAE(nn.Module):

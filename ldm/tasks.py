@@ -19,16 +19,28 @@ from .config import ModelConfig, NoiseConfig
 from .model import Model
 
 MAX_SEED = 2**64 - 1
-MAX_SIZE = 2**15   # pixels; beyond it a slip of the keyboard is likelier than a wish
+MAX_SIZE = 2**15  # pixels; beyond it a slip of the keyboard is likelier than a wish
 
 
 @torch.no_grad()
-def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str | Sequence[str | None] | None = None,
-                  height: int | None = None, width: int | None = None, steps: int | None = None,
-                  guidance: float | None = None, sampler: str | None = None, schedule: str | None = None,
-                  seeds: Sequence[int] = (0,), noise: Tensor | None = None, sizes: Sizes | None = None,
-                  negative_sizes: Sizes | None = None, watch: Callable[[Step], None] | None = None,
-                  decode: bool = True) -> Tensor:
+def text_to_image(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    negative: str | Sequence[str | None] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    schedule: str | None = None,
+    seeds: Sequence[int] = (0,),
+    noise: Tensor | None = None,
+    sizes: Sizes | None = None,
+    negative_sizes: Sizes | None = None,
+    watch: Callable[[Step], None] | None = None,
+    decode: bool = True,
+) -> Tensor:
     """Draw one picture per prompt: (b 3 height width) in [-1, 1]; without `decode` its latents (b 4 h w).
 
     negative: what to move away from; one text for all pictures or one each. guidance: 1 or less means off,
@@ -54,8 +66,15 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
 
     chosen, name = SAMPLERS[usual["sampler"]], schedule or usual["schedule"]
     levels = noise_levels(facts.noise)
-    sigmas, times = choose(levels, name, usual["steps"] if steps is None else steps, facts.offset,
-                           chosen.drops_last, chosen.whole_times, chosen.ends_at_zero)
+    sigmas, times = choose(
+        levels,
+        name,
+        usual["steps"] if steps is None else steps,
+        facts.offset,
+        chosen.drops_last,
+        chosen.whole_times,
+        chosen.ends_at_zero,
+    )
     options = dict(table=trained_table(levels, usual["sampler"])) if chosen.takes_table else {}
 
     sizes = sizes or Sizes(original=(height, width), target=(height, width))
@@ -68,9 +87,10 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
     else:
         network = guide.condition(model.unet, cond)
 
-    streams = Streams(seeds, (facts.vae.latent_channels, height // facts.vae.factor, width // facts.vae.factor),
-                      model.device)
-    start = streams.draw()   # also where noise is given: what a sampler draws later must not be the same
+    streams = Streams(
+        seeds, (facts.vae.latent_channels, height // facts.vae.factor, width // facts.vae.factor), model.device
+    )
+    start = streams.draw()  # also where noise is given: what a sampler draws later must not be the same
     if noise is not None:
         start = given_noise(noise, start)
     x = start * start_scale(sigmas[0], name, chosen.unit_variance)
@@ -82,7 +102,7 @@ def text_to_image(model: Model, prompts: str | Sequence[str], *, negative: str |
         if watch:
             watch(step)
     check_finite(x, "the UNet")
-    latents = x / (1 + sigmas[-1] ** 2) ** 0.5   # to unit variance where the sampler ends above 0
+    latents = x / (1 + sigmas[-1] ** 2) ** 0.5  # to unit variance where the sampler ends above 0
     if not decode:
         return latents
     image = model.to_image(latents)
@@ -104,9 +124,14 @@ def defaults(facts: ModelConfig, sampler: str | None = None) -> dict:
     """
     name = find(sampler or facts.sampler)
     chosen = SAMPLERS[name]
-    return dict(sampler=name, schedule=chosen.schedule or facts.schedule, steps=facts.steps,
-                guidance=facts.guidance / 12.5 if chosen.takes_pairs else facts.guidance,
-                height=facts.size, width=facts.size)
+    return dict(
+        sampler=name,
+        schedule=chosen.schedule or facts.schedule,
+        steps=facts.steps,
+        guidance=facts.guidance / 12.5 if chosen.takes_pairs else facts.guidance,
+        height=facts.size,
+        width=facts.size,
+    )
 
 
 def trained_table(levels: NoiseTable | EDM, sampler: str) -> NoiseTable:

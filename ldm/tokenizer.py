@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 BOS, EOT = 49406, 49407
-MERGES = 48894                             # the file holds more; CLIP trained with these
-NEVER = MERGES                             # the rank of a pair that is not joined
+MERGES = 48894  # the file holds more; CLIP trained with these
+NEVER = MERGES  # the rank of a pair that is not joined
 SPECIALS = {"open_clip": ("<start_of_text>", "<end_of_text>"), "transformers": ("<|startoftext|>", "<|endoftext|>")}
 
-WORD = r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"             # digits stand alone
+WORD = r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # digits stand alone
 OPEN_CLIP_PIECE = regex.compile("|".join(SPECIALS["open_clip"]) + "|" + WORD, regex.IGNORECASE)
 TRANSFORMERS_PIECE = regex.compile(r"<\|(?:start|end)oftext\|>|" + WORD)
 
@@ -49,10 +49,10 @@ def transformers_pieces(text: str, pad_id: int) -> Iterator[str | int]:
     for part in regex.split("(" + "|".join(map(regex.escape, specials)) + ")", text):
         if part in specials:
             yield specials[part]
-        else:                              # letter by letter: str.lower of the whole would make a final sigma
+        else:  # letter by letter: str.lower of the whole would make a final sigma
             part = "".join(map(str.lower, unicodedata.normalize("NFC", part)))
             for piece in TRANSFORMERS_PIECE.findall(part):
-                yield from regex.findall(WORD, piece)              # "<|ENDOFTEXT|>" is no special token: three words
+                yield from regex.findall(WORD, piece)  # "<|ENDOFTEXT|>" is no special token: three words
 
 
 RULES = {"open_clip": open_clip_pieces, "transformers": transformers_pieces}
@@ -65,8 +65,9 @@ def read_merges() -> list[str]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [line.rstrip("\n") for line in islice(file, 1, 1 + MERGES)]
     except (metadata.PackageNotFoundError, FileNotFoundError):
-        raise FileNotFoundError("CLIP's vocabulary bpe_simple_vocab_16e6.txt.gz is missing: "
-                                "pip install open_clip_torch") from None
+        raise FileNotFoundError(
+            "CLIP's vocabulary bpe_simple_vocab_16e6.txt.gz is missing: pip install open_clip_torch"
+        ) from None
 
 
 def byte_symbols() -> dict[int, str]:
@@ -86,8 +87,10 @@ def published_files() -> dict[str, str]:
     """Name -> text of vocab.json and merges.txt, as every published tokenizer folder holds them."""
     merges = read_merges()
     ids = {symbol: i for i, symbol in enumerate(vocabulary(merges, SPECIALS["transformers"]))}
-    return {"vocab.json": json.dumps(ids, indent=2, ensure_ascii=False) + "\n",
-            "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
+    return {
+        "vocab.json": json.dumps(ids, indent=2, ensure_ascii=False) + "\n",
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+    }
 
 
 class Tokenizer:
@@ -106,8 +109,8 @@ class Tokenizer:
         self.ranks = {pair: i for i, pair in enumerate(merges)}
         self.of_byte = byte_symbols()
         self.to_byte = {symbol: byte for byte, symbol in self.of_byte.items()}
-        self.words: dict[str, list[int]] = {}                      # those already encoded
-        self.added: dict[str, list[int]] = {}                      # in lower case; no other text has these ids
+        self.words: dict[str, list[int]] = {}  # those already encoded
+        self.added: dict[str, list[int]] = {}  # in lower case; no other text has these ids
 
     def with_token(self, token: str, count: int = 1) -> "Tokenizer":
         """A tokenizer that also knows `token`, as `count` new consecutive ids: the names of textual inversion. It is
@@ -133,7 +136,7 @@ class Tokenizer:
         ids = torch.full((len(rows), self.length), pad_id)
         for i, row in enumerate(rows):
             kept = [BOS, *row[:room], EOT]
-            ids[i, :len(kept)] = torch.tensor(kept)
+            ids[i, : len(kept)] = torch.tensor(kept)
         return Tokens(ids, [self.decode(row[room:]) for row in rows])
 
     def encode(self, text: str, pad_id: int = EOT) -> list[int]:
@@ -148,7 +151,7 @@ class Tokenizer:
 
     def split(self, text: str, pad_id: int) -> Iterator[str | int]:
         """The pieces between the added tokens, and their ids in place of those."""
-        names = sorted(self.added, key=len, reverse=True)          # the longest first, where one begins another
+        names = sorted(self.added, key=len, reverse=True)  # the longest first, where one begins another
         whole = [regex.sub(r"^(?=\w)|(?<=\w)$", r"\\b", regex.escape(name)) for name in names]
         for part in regex.split(f"({'|'.join(whole)})", text, flags=regex.IGNORECASE) if names else [text]:
             yield from self.added.get(part.lower()) or self.pieces(part, pad_id)
@@ -160,9 +163,9 @@ class Tokenizer:
         ranks = [self.ranks.get(f"{a} {b}", NEVER) for a, b in pairwise(parts)]
         while ranks and (best := min(ranks)) < NEVER:
             i = ranks.index(best)
-            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
             del ranks[i]
-            for j in range(max(i - 1, 0), min(i + 1, len(ranks))):     # the pairs that hold the joined part
+            for j in range(max(i - 1, 0), min(i + 1, len(ranks))):  # the pairs that hold the joined part
                 ranks[j] = self.ranks.get(f"{parts[j]} {parts[j + 1]}", NEVER)
         return [self.ids[part] for part in parts]
 

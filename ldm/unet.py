@@ -22,7 +22,7 @@ class TimestepMLP(nn.Module):
         self.linear_1 = nn.Linear(c_in, c_out)
         self.linear_2 = nn.Linear(c_out, c_out)
         if guidance_dim:
-            self.cond_proj = nn.Linear(guidance_dim, c_in, bias=False)   # LCM: the guidance scale, embedded
+            self.cond_proj = nn.Linear(guidance_dim, c_in, bias=False)  # LCM: the guidance scale, embedded
 
     def forward(self, x: Tensor, guidance: Tensor | None = None) -> Tensor:
         if guidance is not None:
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_dim, width, bias=False)
         self.to_v = nn.Linear(context_dim, width, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])   # "to_out.0" in every published file
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])  # "to_out.0" in every published file
         self.attend = ops.Attend(heads)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))   # "0" and "2"
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))  # "0" and "2"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -109,10 +109,11 @@ class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, depth: int, cross_only: bool, cfg: UNetConfig):
         super().__init__()
         projection = nn.Linear if cfg.linear_projection else TokenConv
-        self.norm = nn.GroupNorm(cfg.groups, width, eps=1e-6)   # 1e-5 in the resnets
+        self.norm = nn.GroupNorm(cfg.groups, width, eps=1e-6)  # 1e-5 in the resnets
         self.proj_in = projection(width, width)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(width, cfg.context_dim, heads, cross_only)
-                                                 for _ in range(depth)])
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(width, cfg.context_dim, heads, cross_only) for _ in range(depth)]
+        )
         self.proj_out = projection(width, width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -135,8 +136,9 @@ def transformers(cfg: UNetConfig, level: int, count: int) -> nn.ModuleList:
     if not cfg.depth[level]:
         return nn.ModuleList([NoTransformer() for _ in range(count)])
     cross_only = bool(cfg.cross_only) and cfg.cross_only[level]
-    return nn.ModuleList([Transformer(cfg.channels[level], cfg.heads[level], cfg.depth[level], cross_only, cfg)
-                          for _ in range(count)])
+    return nn.ModuleList(
+        [Transformer(cfg.channels[level], cfg.heads[level], cfg.depth[level], cross_only, cfg) for _ in range(count)]
+    )
 
 
 class Downsample(nn.Module):
@@ -162,8 +164,9 @@ class DownBlock(nn.Module):
     def __init__(self, cfg: UNetConfig, level: int, emb_dim: int):
         super().__init__()
         c_in, c_out = cfg.channels[max(level - 1, 0)], cfg.channels[level]
-        self.resnets = nn.ModuleList([Resnet(c_in if i == 0 else c_out, c_out, emb_dim, cfg.groups)
-                                      for i in range(cfg.layers)])
+        self.resnets = nn.ModuleList(
+            [Resnet(c_in if i == 0 else c_out, c_out, emb_dim, cfg.groups) for i in range(cfg.layers)]
+        )
         self.attentions = transformers(cfg, level, cfg.layers)
         last = level == len(cfg.channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(c_out)])
@@ -196,7 +199,7 @@ class UpBlock(nn.Module):
         super().__init__()
         here, finer, last = cfg.channels[level], cfg.channels[max(level - 1, 0)], len(cfg.channels) - 1
         inputs = [cfg.channels[min(level + 1, last)]] + [here] * cfg.layers
-        skips = [here] * cfg.layers + [finer]              # channels of the skips, in the order they are taken
+        skips = [here] * cfg.layers + [finer]  # channels of the skips, in the order they are taken
         self.resnets = nn.ModuleList([Resnet(c + skip, here, emb_dim, cfg.groups) for c, skip in zip(inputs, skips)])
         self.attentions = transformers(cfg, level, cfg.layers + 1)
         self.upsamplers = nn.ModuleList([Upsample(here)] if level else [])
@@ -236,9 +239,11 @@ class UNet(nn.Module):
         cfg = self.config
         wants = bool(cfg.vector_dim or cfg.class_dim or cfg.class_count), bool(cfg.guidance_dim)
         if wants != (vector is not None, guidance is not None):
-            raise ValueError(f"this UNet {'needs' if wants[0] else 'takes no'} vector and "
-                             f"{'needs' if wants[1] else 'takes no'} guidance embedding")
-        t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)   # copies nothing
+            raise ValueError(
+                f"this UNet {'needs' if wants[0] else 'takes no'} vector and "
+                f"{'needs' if wants[1] else 'takes no'} guidance embedding"
+            )
+        t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)  # copies nothing
         t = t.expand(len(x))
         emb = self.time_embedding(ops.sinusoid(t, cfg.channels[0]).to(x.dtype), guidance)
         if cfg.vector_dim:
@@ -247,21 +252,27 @@ class UNet(nn.Module):
             emb = emb + self.class_embedding(vector)
         return emb
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor, vector: Tensor | None = None,
-                guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        context: Tensor,
+        vector: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """x (b c h w), t a number or (b), context (b m d) -> (b 4 h w).
 
         vector is what the family adds to the time embedding: pooled text and sizes (b 2816; the refiner 2560) for
         SDXL, the image embedding (b 2048 or 1536) for unCLIP, integer noise levels (b) for x4, else None.
         guidance is LCM's embedded guidance scale (b 256). Raises ValueError if one of them is missing or too many.
         """
-        emb = self.embed(x, t, vector, guidance)   # (b e)
-        x = self.conv_in(x)                        # (b c h w)
+        emb = self.embed(x, t, vector, guidance)  # (b e)
+        x = self.conv_in(x)  # (b c h w)
         skips = [x]
-        for block in self.down_blocks:             # h, w halve; c grows
+        for block in self.down_blocks:  # h, w halve; c grows
             x, kept = block(x, emb, context)
             skips += kept
         x = self.mid_block(x, emb, context)
-        for block in self.up_blocks:               # h, w double; c shrinks
+        for block in self.up_blocks:  # h, w double; c shrinks
             x = block(x, skips, emb, context)
         return self.conv_out(ops.group_norm(x, self.conv_norm_out, silu=True))

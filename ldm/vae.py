@@ -30,7 +30,7 @@ class Posterior:
 
 
 def norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)   # 1e-5 in the resnets of the UNet
+    return nn.GroupNorm(groups, channels, eps=1e-6)  # 1e-5 in the resnets of the UNet
 
 
 class Resnet(nn.Module):
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])   # "to_out.0" in every published file
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # "to_out.0" in every published file
         self.attend = ops.Attend(heads=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))   # only right and bottom; the UNet pads on all sides
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # only right and bottom; the UNet pads on all sides
 
 
 class Upsample(nn.Module):
@@ -114,18 +114,19 @@ class Encoder(nn.Module):
         super().__init__()
         c, last = cfg.channels, len(cfg.channels) - 1
         self.conv_in = nn.Conv2d(cfg.image_channels, c[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList([Level(c[max(i - 1, 0)], c[i], cfg.layers, cfg.groups, down=i < last)
-                                          for i in range(len(c))])
+        self.down_blocks = nn.ModuleList(
+            [Level(c[max(i - 1, 0)], c[i], cfg.layers, cfg.groups, down=i < last) for i in range(len(c))]
+        )
         self.mid_block = MidBlock(c[-1], cfg.groups)
         self.conv_norm_out = norm(c[-1], cfg.groups)
         self.conv_out = nn.Conv2d(c[-1], 2 * cfg.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)                      # (b c 8h 8w)
-        for level in self.down_blocks:           # h, w halve; c grows
+        x = self.conv_in(x)  # (b c 8h 8w)
+        for level in self.down_blocks:  # h, w halve; c grows
             x = level(x)
         x = self.mid_block(x)
-        return self.conv_out(ops.group_norm(x, self.conv_norm_out, silu=True))   # (b 8 h w)
+        return self.conv_out(ops.group_norm(x, self.conv_norm_out, silu=True))  # (b 8 h w)
 
 
 class Decoder(nn.Module):
@@ -134,16 +135,17 @@ class Decoder(nn.Module):
         c, last = cfg.channels[::-1], len(cfg.channels) - 1
         self.conv_in = nn.Conv2d(cfg.latent_channels, c[0], 3, padding=1)
         self.mid_block = MidBlock(c[0], cfg.groups)
-        self.up_blocks = nn.ModuleList([Level(c[max(i - 1, 0)], c[i], cfg.layers + 1, cfg.groups, up=i < last)
-                                        for i in range(len(c))])
+        self.up_blocks = nn.ModuleList(
+            [Level(c[max(i - 1, 0)], c[i], cfg.layers + 1, cfg.groups, up=i < last) for i in range(len(c))]
+        )
         self.conv_norm_out = norm(c[-1], cfg.groups)
         self.conv_out = nn.Conv2d(c[-1], cfg.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(z))      # (b c h w)
-        for level in self.up_blocks:             # h, w double; c shrinks
+        x = self.mid_block(self.conv_in(z))  # (b c h w)
+        for level in self.up_blocks:  # h, w double; c shrinks
             x = level(x)
-        return self.conv_out(ops.group_norm(x, self.conv_norm_out, silu=True))   # (b 3 8h 8w)
+        return self.conv_out(ops.group_norm(x, self.conv_norm_out, silu=True))  # (b 3 8h 8w)
 
 
 class VAE(nn.Module):

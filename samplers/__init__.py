@@ -30,18 +30,18 @@ from .schedule import noise_table
 class Sampler(NamedTuple):
     """A sampler, where it comes from, and the habits of its published implementation."""
 
-    run: Callable                 # with its defaults bound
-    paper: str                    # arXiv number, or the program that published it
-    label: str = ""               # A1111's name
-    names: tuple[str, ...] = ()   # of other programs, where `find` cannot tell
-    noise: str = ""               # "": none is taken; "white", fresh in every step; "brownian", one path
-    drops_last: bool = False      # leading and linspace choose one time step more and drop the smallest
-    whole_times: bool = False     # the network is given whole time steps
-    ends_at_zero: bool = True     # or at the smallest trained noise level
-    unit_variance: bool = True    # always starts at sqrt(1 + sigma^2); False: at sigma where the first time is the last
-    schedule: str = ""            # that it is made for, rather than the model's
-    takes_table: bool = False     # takes the trained noise levels as `table`
-    takes_pairs: bool = False     # denoise returns the estimates with and without guidance
+    run: Callable  # with its defaults bound
+    paper: str  # arXiv number, or the program that published it
+    label: str = ""  # A1111's name
+    names: tuple[str, ...] = ()  # of other programs, where `find` cannot tell
+    noise: str = ""  # "": none is taken; "white", fresh in every step; "brownian", one path
+    drops_last: bool = False  # leading and linspace choose one time step more and drop the smallest
+    whole_times: bool = False  # the network is given whole time steps
+    ends_at_zero: bool = True  # or at the smallest trained noise level
+    unit_variance: bool = True  # always starts at sqrt(1 + sigma^2); False: at sigma where the first time is the last
+    schedule: str = ""  # that it is made for, rather than the model's
+    takes_table: bool = False  # takes the trained noise levels as `table`
+    takes_pairs: bool = False  # denoise returns the estimates with and without guidance
 
     @property
     def stochastic(self) -> bool:
@@ -49,24 +49,27 @@ class Sampler(NamedTuple):
         return self.noise != ""
 
 
-TABLE = noise_table()   # Stable Diffusion's
-OLD = dict(unit_variance=False)                                 # k-diffusion and diffusers' Euler family
-DPM = dict(drops_last=True, whole_times=True)                   # diffusers' DPM-Solver family
-VP = dict(whole_times=True, ends_at_zero=False)                 # DDIM and PNDM
+TABLE = noise_table()  # Stable Diffusion's
+OLD = dict(unit_variance=False)  # k-diffusion and diffusers' Euler family
+DPM = dict(drops_last=True, whole_times=True)  # diffusers' DPM-Solver family
+VP = dict(whole_times=True, ends_at_zero=False)  # DDIM and PNDM
 LOW = dict(drops_last=True, whole_times=True, ends_at_zero=False)
-SOME = lambda sigma: float(TABLE.sigma(199.5) < sigma < TABLE.sigma(800.5))   # SA-Solver's usual tau: times 200 to 800
+SOME = lambda sigma: float(TABLE.sigma(199.5) < sigma < TABLE.sigma(800.5))  # SA-Solver's usual tau: times 200 to 800
 
 SAMPLERS = {
     "euler": Sampler(ode.euler, "2206.00364", "Euler", ("EulerDiscrete", "EDMEuler", "EulerEDM"), **OLD),
-    "euler_ancestral": Sampler(sde.euler_ancestral, "2010.02502", "Euler a", ("EulerAncestralDiscrete",),
-                               noise="white", **OLD),
+    "euler_ancestral": Sampler(
+        sde.euler_ancestral, "2010.02502", "Euler a", ("EulerAncestralDiscrete",), noise="white", **OLD
+    ),
     "heun": Sampler(ode.heun, "2206.00364", "Heun", ("HeunDiscrete", "HeunEDM"), **OLD),
-    "edm_stochastic": Sampler(partial(ode.heun, s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003), "2206.00364",
-                              noise="white", **OLD),
+    "edm_stochastic": Sampler(
+        partial(ode.heun, s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003), "2206.00364", noise="white", **OLD
+    ),
     "heunpp2": Sampler(ode.heunpp2, "sd-webui-samplers-scheduler", "HeunPP2", **OLD),
     "dpm_2": Sampler(ode.dpm_2, "2206.00927", "DPM2", ("KDPM2Discrete",), **OLD),
-    "dpm_2_ancestral": Sampler(sde.dpm_2_ancestral, "2206.00927", "DPM2 a", ("KDPM2AncestralDiscrete",),
-                               noise="white", **OLD),
+    "dpm_2_ancestral": Sampler(
+        sde.dpm_2_ancestral, "2206.00927", "DPM2 a", ("KDPM2AncestralDiscrete",), noise="white", **OLD
+    ),
     "lms": Sampler(adams.lms, "k-diffusion", "LMS", ("LMSDiscrete", "LinearMultistep"), **OLD),
     "ddim": Sampler(sde.ddim, "2010.02502", "DDIM", ("DDIMParallel",), noise="white", **VP),
     "ddpm": Sampler(partial(sde.ddim, eta=1.0), "2006.11239", names=("DDPMParallel",), noise="white", whole_times=True),
@@ -76,42 +79,55 @@ SAMPLERS = {
     "gradient_estimation": Sampler(adams.gradient_estimation, "2306.04848", "Gradient Estimation", **OLD),
     "dpm_solver": Sampler(multistep.dpm_solver, "2206.00927", **LOW),
     "deis": Sampler(multistep.deis, "2204.13902", "DEIS", ("DEISMultistep",), **LOW),
-    "dpmpp_2m": Sampler(multistep.dpmpp_2m, "2211.01095", "DPM++ 2M",
-                        ("DPMSolverMultistep", "EDMDPMSolverMultistep"), **DPM),
+    "dpmpp_2m": Sampler(
+        multistep.dpmpp_2m, "2211.01095", "DPM++ 2M", ("DPMSolverMultistep", "EDMDPMSolverMultistep"), **DPM
+    ),
     "dpmpp_3m": Sampler(multistep.dpmpp_3m, "2211.01095", **DPM),
-    "dpmpp_2m_sde": Sampler(multistep.dpmpp_2m_sde, "2211.01095", "DPM++ 2M SDE", ("CosineDPMSolverMultistep",),
-                            noise="brownian", **DPM),
-    "dpmpp_2m_sde_heun": Sampler(partial(multistep.dpmpp_2m_sde, second="exact"), "2211.01095", "DPM++ 2M SDE Heun",
-                                 noise="brownian", **DPM),
+    "dpmpp_2m_sde": Sampler(
+        multistep.dpmpp_2m_sde, "2211.01095", "DPM++ 2M SDE", ("CosineDPMSolverMultistep",), noise="brownian", **DPM
+    ),
+    "dpmpp_2m_sde_heun": Sampler(
+        partial(multistep.dpmpp_2m_sde, second="exact"), "2211.01095", "DPM++ 2M SDE Heun", noise="brownian", **DPM
+    ),
     "dpmpp_3m_sde": Sampler(multistep.dpmpp_3m_sde, "k-diffusion", "DPM++ 3M SDE", noise="brownian", **DPM),
     "dpmpp_sde": Sampler(sde.dpmpp_sde, "2211.01095", "DPM++ SDE", ("DPMSolverSDE",), noise="brownian", **OLD),
     "dpmpp_2s_ancestral": Sampler(sde.dpmpp_2s_ancestral, "2211.01095", "DPM++ 2S a", noise="white", **OLD),
     "dpmpp_singlestep": Sampler(singlestep.singlestep, "2211.01095", names=("DPMSolverSinglestep",), **DPM),
     "dpm_fast": Sampler(singlestep.dpm_fast, "2206.00927", "DPM fast", ends_at_zero=False, **OLD),
-    "dpm_adaptive": Sampler(singlestep.dpm_adaptive, "2206.00927", "DPM adaptive", ("dpm_ad",),
-                            ends_at_zero=False, **OLD),
+    "dpm_adaptive": Sampler(
+        singlestep.dpm_adaptive, "2206.00927", "DPM adaptive", ("dpm_ad",), ends_at_zero=False, **OLD
+    ),
     "uni_pc": Sampler(predictor_corrector.uni_pc, "2302.04867", "UniPC", ("UniPCMultistep",), **DPM),
     "uni_pc_bh2": Sampler(partial(predictor_corrector.uni_pc, order=3, end=0.001), "2302.04867"),
-    "sa_solver": Sampler(partial(predictor_corrector.sa_solver, tau=SOME), "2309.05019", names=("SASolver",),
-                         noise="white", **LOW),
-    "sa_solver_pece": Sampler(partial(predictor_corrector.sa_solver, predictor=3, corrector=4, tau=SOME, pece=True,
-                                      second="exact"), "2309.05019", noise="white", **OLD),
+    "sa_solver": Sampler(
+        partial(predictor_corrector.sa_solver, tau=SOME), "2309.05019", names=("SASolver",), noise="white", **LOW
+    ),
+    "sa_solver_pece": Sampler(
+        partial(predictor_corrector.sa_solver, predictor=3, corrector=4, tau=SOME, pece=True, second="exact"),
+        "2309.05019",
+        noise="white",
+        **OLD,
+    ),
     "res_multistep": Sampler(multistep.res_multistep, "2308.02157", "Res Multistep", **OLD),
     "res_multistep_ancestral": Sampler(multistep.res_multistep_ancestral, "2308.02157", noise="white", **OLD),
     "er_sde": Sampler(multistep.er_sde, "2309.06169", "ER SDE", noise="white", **OLD),
     "seeds_2": Sampler(singlestep.seeds_2, "2305.14267", "SEEDS_2", noise="white", **OLD),
     "seeds_3": Sampler(singlestep.seeds_3, "2305.14267", "SEEDS_3", noise="white", **OLD),
-    "exp_heun_2_x0": Sampler(partial(singlestep.seeds_2, eta=0.0, r=1.0, second="exact"), "2305.14267",
-                             noise="white", **OLD),
-    "exp_heun_2_x0_sde": Sampler(partial(singlestep.seeds_2, r=1.0, second="exact"), "2305.14267",
-                                 noise="white", **OLD),
+    "exp_heun_2_x0": Sampler(
+        partial(singlestep.seeds_2, eta=0.0, r=1.0, second="exact"), "2305.14267", noise="white", **OLD
+    ),
+    "exp_heun_2_x0_sde": Sampler(
+        partial(singlestep.seeds_2, r=1.0, second="exact"), "2305.14267", noise="white", **OLD
+    ),
     "restart": Sampler(sde.restart, "2306.14878", "Restart", noise="white", **OLD),
-    "lcm": Sampler(distilled.lcm, "2310.04378", "LCM", noise="white", whole_times=True, schedule="lcm",
-                   takes_table=True),
+    "lcm": Sampler(
+        distilled.lcm, "2310.04378", "LCM", noise="white", whole_times=True, schedule="lcm", takes_table=True
+    ),
     "tcd": Sampler(distilled.tcd, "2402.19159", "TCD", noise="white", schedule="lcm", takes_table=True, **VP),
     "euler_cfg_pp": Sampler(cfg_pp.euler_cfg_pp, "2406.08070", "DDIM CFG++", ("ddim_cfgpp",), takes_pairs=True, **OLD),
-    "euler_ancestral_cfg_pp": Sampler(cfg_pp.euler_ancestral_cfg_pp, "2406.08070", names=("Euler a CFG++",),
-                                      noise="white", takes_pairs=True, **OLD),
+    "euler_ancestral_cfg_pp": Sampler(
+        cfg_pp.euler_ancestral_cfg_pp, "2406.08070", names=("Euler a CFG++",), noise="white", takes_pairs=True, **OLD
+    ),
     "dpmpp_2m_cfg_pp": Sampler(cfg_pp.dpmpp_2m_cfg_pp, "2406.08070", takes_pairs=True, **OLD),
 }
 
@@ -134,7 +150,7 @@ def find(name: str) -> str:
     known = {plain(other): key for key, s in SAMPLERS.items() for other in (s.label or key, *s.names, key)}
     if plain(name) in known:
         return known[plain(name)]
-    for schedule in ("karras", "exponential"):   # A1111's older names say both
+    for schedule in ("karras", "exponential"):  # A1111's older names say both
         if plain(name).removesuffix(schedule) in known:
             both = f"sampler {known[plain(name).removesuffix(schedule)]!r} and schedule {schedule!r}"
             raise ValueError(f"{name!r} is a sampler with a schedule: choose {both}")

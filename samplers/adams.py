@@ -9,7 +9,7 @@ from itertools import pairwise
 from .coefficients import UNIFORM, check_order, quadrature, remembered, usable_order
 from .step import Step, relabelled, weighted
 
-STEPS = (0, -1, -2, -3)   # nodes of a polynomial in the number of the step
+STEPS = (0, -1, -2, -3)  # nodes of a polynomial in the number of the step
 
 
 def plms(denoise, x, sigmas, *, middles=(), legs=None):
@@ -20,7 +20,7 @@ def plms(denoise, x, sigmas, *, middles=(), legs=None):
     three steps, those are steps of Runge and Kutta instead, of four evaluations.
     legs: (sigma, lower) of every move, that trial first, where they are not those of `sigmas`: see strided_legs.
     """
-    slopes = []   # newest first
+    slopes = []  # newest first
     legs = legs or [*pairwise(sigmas[:2]), *pairwise(sigmas)]
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -28,7 +28,7 @@ def plms(denoise, x, sigmas, *, middles=(), legs=None):
         if i < len(middles):
             slope = runge_kutta(denoise, x, slopes[0], sigma, middles[i], lower)
         else:
-            slope = weighted(quadrature(STEPS[:len(slopes)], UNIFORM), slopes)
+            slope = weighted(quadrature(STEPS[: len(slopes)], UNIFORM), slopes)
         if i == 0 and not middles and len(sigmas) > 2:
             end = move(x, slope, sigma, lower, legs[0])
             slope = slope.lerp((end - denoise(end, lower)) / lower, 1 / 2)
@@ -57,9 +57,9 @@ def ipndm(denoise, x, sigmas, *, order=4):
     slopes = []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        slopes = [(x - x0) / sigma, *slopes[:order - 1]]
-        used = slopes[:usable_order(sigmas, i, order)]
-        weights = quadrature(STEPS[:len(used)], UNIFORM)
+        slopes = [(x - x0) / sigma, *slopes[: order - 1]]
+        used = slopes[: usable_order(sigmas, i, order)]
+        weights = quadrature(STEPS[: len(used)], UNIFORM)
         x = weighted([1.0, *((lower - sigma) * w for w in weights)], [x, *used])
         yield Step(i, sigma, x, x0)
 
@@ -73,8 +73,8 @@ def lms(denoise, x, sigmas, *, order=4, euler_at_zero=False):
     slopes = []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        slopes = [(x - x0) / sigma, *slopes[:order - 1]]
-        used = slopes[:1 if lower == sigma or (lower == 0 and euler_at_zero) else remembered(sigmas, i)]
+        slopes = [(x - x0) / sigma, *slopes[: order - 1]]
+        used = slopes[: 1 if lower == sigma or (lower == 0 and euler_at_zero) else remembered(sigmas, i)]
         nodes = [0.0, *((sigmas[i - j] - sigma) / (lower - sigma) for j in range(1, len(used)))]
         x = weighted([1.0, *((lower - sigma) * w for w in quadrature(nodes, UNIFORM))], [x, *used])
         yield Step(i, sigma, x, x0)

@@ -16,14 +16,14 @@ def quantile(p: float, a: float, b: float) -> float:
         raise ValueError(f"quantile of {p} for Beta({a}, {b}): p is from 0 to 1, and both parameters are above 0")
     if p in (0.0, 1.0):
         return float(p)
-    if p > cumulative(0.5, a, b):   # the smaller half of x is where x has all its digits
+    if p > cumulative(0.5, a, b):  # the smaller half of x is where x has all its digits
         return 1 - lower_quantile(1 - p, b, a)
     return lower_quantile(p, a, b)
 
 
 def lower_quantile(p: float, a: float, b: float) -> float:
     """The quantile where it is at most 1/2: Newton's method for log P(log x), which is nearly a straight line."""
-    low, high = -708.0, log(0.5)   # of log x
+    low, high = -708.0, log(0.5)  # of log x
     u = min((log(p) + log(a) + log_beta(a, b)) / a, high)
     for _ in range(100):
         x = exp(u)
@@ -39,7 +39,7 @@ def lower_quantile(p: float, a: float, b: float) -> float:
 
 def cumulative(x: float, a: float, b: float) -> float:
     """The regularised incomplete beta function I_x(a, b), for 0 < x < 1."""
-    if x > (a + 1) / (a + b + 2):   # where the fraction converges slowly
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
         return 1 - cumulative(1 - x, b, a)
     return exp(a * log(x) + b * log1p(-x) - log_beta(a, b)) / (a * fraction(x, a, b))
 

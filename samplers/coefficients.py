@@ -13,7 +13,7 @@ that is equal up to higher powers of h, or by a wrong one, a moment differs: `ad
 from collections.abc import Sequence
 from math import expm1, factorial, inf, log, sqrt
 
-UNIFORM = (1.0, 1 / 2, 1 / 3, 1 / 4)   # moments of a constant weight
+UNIFORM = (1.0, 1 / 2, 1 / 3, 1 / 4)  # moments of a constant weight
 SECONDS = ("exact", "midpoint", "bh1", "bh2")
 THIRDS = ("exact", "published", "diffusers_sde", "diffusers_sde_singlestep")
 
@@ -23,7 +23,7 @@ def ancestral(sigma: float, lower: float, eta: float) -> tuple[float, float]:
 
     eta 0 adds no noise, eta 1 as much as a step of the trained noising process did.
     """
-    share = min(1.0, eta**2 * max(0.0, 1 - (lower / sigma) ** 2))   # of the variance at `lower` that is new
+    share = min(1.0, eta**2 * max(0.0, 1 - (lower / sigma) ** 2))  # of the variance at `lower` that is new
     return lower * sqrt(1 - share), lower * sqrt(share)
 
 
@@ -53,11 +53,12 @@ def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     """Weights that integrate the polynomial through values at the nodes; moments: of the weight function, one each."""
     weights = []
     for node in nodes:
-        lagrange = [1.0]   # coefficients of the polynomial that is 1 at this node and 0 at the others, constant first
+        lagrange = [1.0]  # coefficients of the polynomial that is 1 at this node and 0 at the others, constant first
         for other in nodes:
             if other != node:
-                lagrange = [(low - other * high) / (node - other)
-                            for low, high in zip([0.0, *lagrange], [*lagrange, 0.0])]
+                lagrange = [
+                    (low - other * high) / (node - other) for low, high in zip([0.0, *lagrange], [*lagrange, 0.0])
+                ]
         weights.append(sum(c * m for c, m in zip(lagrange, moments)))
     return weights
 
@@ -78,14 +79,19 @@ def adjusted(moments: list[float], h: float, second: str, third: str) -> list[fl
     if len(moments) < 3:
         return moments
     match third:
-        case "exact": return moments
-        case "published": return [*moments[:2], moments[2] / 2]
-        case "diffusers_sde": return [*moments[:2], moments[2] / 2 - 1]
-        case "diffusers_sde_singlestep": return [*moments[:2], moments[2] - 2]
+        case "exact":
+            return moments
+        case "published":
+            return [*moments[:2], moments[2] / 2]
+        case "diffusers_sde":
+            return [*moments[:2], moments[2] / 2 - 1]
+        case "diffusers_sde_singlestep":
+            return [*moments[:2], moments[2] - 2]
 
 
-def exponential(sigma: float, lower: float, nodes: Sequence[float], eta: float = 0.0, second: str = "exact",
-                third: str = "exact") -> list[float]:
+def exponential(
+    sigma: float, lower: float, nodes: Sequence[float], eta: float = 0.0, second: str = "exact", third: str = "exact"
+) -> list[float]:
     """The weights of x and of the clean estimates at the nodes in a step of the reverse SDE with `eta` of its noise.
 
     x' = q^(1+eta) x + sum of weights * x0s + fresh * noise, q = lower / sigma; eta 0 is the ODE, 1 the trained process.

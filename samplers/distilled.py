@@ -14,7 +14,7 @@ def lcm(denoise, x, sigmas, noise, *, table: NoiseTable | None = None):
     """
     table = table or noise_table()
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        t = 10 * table.t(sigma)   # the scale of time that the networks were trained with, beside a deviation of 1/2
+        t = 10 * table.t(sigma)  # the scale of time that the networks were trained with, beside a deviation of 1/2
         share = 1 / 4 / (t**2 + 1 / 4)
         x0 = denoise(x, sigma) * sqrt(1 - share) + x * (share / sqrt(1 + sigma**2))
         x = stir(x0, lower, noise, sigma, lower)

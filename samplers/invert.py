@@ -23,8 +23,9 @@ def shifted_times(times: Mapping[float, float], sigmas: list[float]) -> dict[flo
     return {sigma: times[higher] for sigma, higher in pairwise(sigmas)}
 
 
-def invert(sampler: Callable, denoise: Denoise, x: Tensor, sigmas: list[float], tolerance: float = 2e-6,
-           rounds: int = 200) -> Iterator[Step]:
+def invert(
+    sampler: Callable, denoise: Denoise, x: Tensor, sigmas: list[float], tolerance: float = 2e-6, rounds: int = 200
+) -> Iterator[Step]:
     """Run a one-step deterministic sampler (euler, heun, dpm_2) backwards, exactly: it leads back to x.
 
     A step down is x = F(y). Its start y is a fixed point of y + x - F(y), found by iteration (AIDI, arXiv 2309.04907),

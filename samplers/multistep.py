@@ -22,8 +22,7 @@ from .coefficients import (
 from .step import Step, stir, weighted
 
 
-def dpmpp(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="exact", eta=0.0, s_noise=1.0,
-          short=15):
+def dpmpp(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="exact", eta=0.0, s_noise=1.0, short=15):
     """DPM-Solver++ multistep of order 1 to 3, ODE and SDE (arXiv 2211.01095); first order into sigma 0.
 
     second, third: see coefficients.adjusted. The paper has second="midpoint"; "exact" is known as "heun".
@@ -31,10 +30,10 @@ def dpmpp(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="
     short: with fewer steps the last is of first order and the one before of second, as published; k-diffusion has 0.
     """
     check_order(order, 3)
-    x0s = []   # newest first
+    x0s = []  # newest first
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        x0s = [x0, *x0s[:order - 1]]
+        x0s = [x0, *x0s[: order - 1]]
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, order, short))
         x = weighted(exponential(sigma, lower, nodes, eta, second, third), [x, *x0s])
         x = stir(x, s_noise * fresh(sigma, lower, eta), noise, sigma, lower)
@@ -88,7 +87,7 @@ def dpm_solver(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", th
     slopes = []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        slopes = [(x - x0) / sigma, *slopes[:order - 1]]
+        slopes = [(x - x0) / sigma, *slopes[: order - 1]]
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, order, short))
         weights = [(1 + eta**2) * w for w in slope_weights(sigma, lower, nodes, second, third)]
         x = stir(weighted([1.0, *weights], [x, *slopes]), eta * sqrt(sigma**2 - lower**2), noise, sigma, lower)
@@ -111,7 +110,7 @@ def er_sde(denoise, x, sigmas, noise, *, order=3, third="exact", s_noise=1.0, sc
     scale, x0s = scale or er_scale, []
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        x0s = [x0, *x0s[:order - 1]]
+        x0s = [x0, *x0s[: order - 1]]
         nodes = [0.0, *((sigmas[i - j] - sigma) / (lower - sigma) for j in range(1, usable_order(sigmas, i, order)))]
         r = scale(lower) / scale(sigma)
         us = [(j + 1 / 2) / points for j in range(points if len(nodes) > 1 else 0)]

@@ -39,8 +39,14 @@ class BrownianTree:
     largest that will be asked for. The numbers are drawn on the CPU.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], sigma_min: float, sigma_max: float,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        sigma_min: float,
+        sigma_max: float,
+        device: torch.device | str = "cpu",
+    ):
         self.paths = [BrownianPath(seed, shape, sigma_min, sigma_max) for seed in seeds]
         self.device = device
 
@@ -64,7 +70,7 @@ class BrownianPath:
         self.start, self.end = round(start, 6), round(end, 6)
         self.generator = torch.Generator()
         self.whole = self.draw() * sqrt(end - start)
-        self.kept, self.used = {}, {}   # gains of left halves in the previous query and in this one
+        self.kept, self.used = {}, {}  # gains of left halves in the previous query and in this one
 
     def increment(self, a: float, b: float) -> Tensor:
         """W(b) - W(a) for a < b."""
@@ -76,8 +82,9 @@ class BrownianPath:
         self.cover(a, b, self.start, self.end, self.whole, key=0, depth=0, gains=gains)
         return reduce(torch.add, gains)
 
-    def cover(self, a: float, b: float, left: float, right: float, gain: Tensor, key: int, depth: int,
-              gains: list[Tensor]) -> None:
+    def cover(
+        self, a: float, b: float, left: float, right: float, gain: Tensor, key: int, depth: int, gains: list[Tensor]
+    ) -> None:
         """Append the gains of the largest nodes of the tree that make up [a, b], from left to right."""
         if (a, b) == (left, right):
             gains.append(gain)

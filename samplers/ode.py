@@ -64,7 +64,7 @@ def heunpp2(denoise, x, sigmas, noise=None, **churn):
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x, sigma = raised(x, sigma, len(sigmas) - 1, noise, **churn)
         x0 = denoise(x, sigma)
-        ahead = [level for level in sigmas[i + 1:i + 3] if level > sigmas[-1]]
+        ahead = [level for level in sigmas[i + 1 : i + 3] if level > sigmas[-1]]
         shares = [level / (sigmas[0] * (len(ahead) + 1)) for level in ahead]
         slopes, y = [(x - x0) / sigma], x
         for above, level in pairwise([sigma, *ahead]):

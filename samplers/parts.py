@@ -15,27 +15,27 @@ def start_at_strength(sigmas: list[float], strength: float) -> list[float]:
     kept = min(int(steps * strength), steps)
     if kept < 1:
         raise ValueError(f"strength {strength} of {steps} steps: leaves none; choose at least {1 / steps:.3g}")
-    return sigmas[steps - kept:]
+    return sigmas[steps - kept :]
 
 
 def start_at_strength_a1111(sigmas: list[float], strength: float) -> list[float]:
     """A1111's image-to-image: one step more than diffusers, and never from the very top."""
     steps = len(sigmas) - 1
-    return sigmas[steps - int(min(strength, 0.999) * steps) - 1:]
+    return sigmas[steps - int(min(strength, 0.999) * steps) - 1 :]
 
 
 def start_at_strength_comfy(make: Callable[[int], list[float]], steps: int, strength: float) -> list[float]:
     """ComfyUI's image-to-image ("denoise"): always `steps` steps, the last ones of a longer schedule make(count)."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength {strength}: choose more than 0, to 1")
-    return make(int(steps / strength))[-(steps + 1):]
+    return make(int(steps / strength))[-(steps + 1) :]
 
 
 def split(sigmas: list[float], step: int) -> tuple[list[float], list[float]]:
     """Two lists that share the level where one model hands over to another, after `step` steps."""
     if not 0 <= step < len(sigmas):
         raise ValueError(f"cannot hand over after {step} steps of {len(sigmas) - 1}")
-    return sigmas[:step + 1], sigmas[step:]
+    return sigmas[: step + 1], sigmas[step:]
 
 
 def split_at_time(sigmas: list[float], times: Mapping[float, float], cut: float) -> tuple[list[float], list[float]]:

@@ -20,12 +20,25 @@ def uni_pc(denoise, x, sigmas, *, order=2, variant="bh2", end=0.0, short=inf):
     """
     check_order(order, 3)
     sigmas = [*sigmas[:-1], sigmas[-1] or end]
-    return sa_solver(denoise, x, sigmas, None, predictor=order, corrector=order + 1, tau=0.0, second=variant,
-                     short=short)
+    return sa_solver(
+        denoise, x, sigmas, None, predictor=order, corrector=order + 1, tau=0.0, second=variant, short=short
+    )
 
 
-def sa_solver(denoise, x, sigmas, noise=None, *, predictor=2, corrector=2, tau=1.0, second="bh1", pece=False,
-              s_noise=1.0, short=inf):
+def sa_solver(
+    denoise,
+    x,
+    sigmas,
+    noise=None,
+    *,
+    predictor=2,
+    corrector=2,
+    tau=1.0,
+    second="bh1",
+    pece=False,
+    s_noise=1.0,
+    short=inf,
+):
     """SA-Solver (arXiv 2309.05019): stochastic Adams methods of `predictor` and of `corrector` estimates.
 
     tau: how much noise, a number or a function of sigma; 0 solves the ODE and draws nothing, 1 is the trained process.
@@ -33,20 +46,20 @@ def sa_solver(denoise, x, sigmas, noise=None, *, predictor=2, corrector=2, tau=1
     pece: estimate again after each correction, which doubles the evaluations.
     short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
     """
-    x0s, steps = [], len(sigmas) - 1   # newest first
+    x0s, steps = [], len(sigmas) - 1  # newest first
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         count = min(corrector, remembered(sigmas, i), steps - i + 2 if steps < short else corrector)
         if i > 0 and count > 0 and sigma < sigmas[i - 1]:
             nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
-            x = weighted(exponential(sigmas[i - 1], sigma, nodes, eta, second), [start, x0, *x0s])   # noqa: F821
-            x = x if z is None else x.add_(z)   # noqa: F821
+            x = weighted(exponential(sigmas[i - 1], sigma, nodes, eta, second), [start, x0, *x0s])  # noqa: F821
+            x = x if z is None else x.add_(z)  # noqa: F821
             x0 = denoise(x, sigma) if pece else x0
-        x0s = [x0, *x0s[:max(predictor, corrector - 1) - 1]]
+        x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
         start, eta, z = x, (tau(sigma) if callable(tau) else tau) ** 2, None
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
         x = weighted(exponential(sigma, lower, nodes, eta, second), [start, *x0s])
-        if tau:   # also where a function of sigma says 0, to draw as often as diffusers does
+        if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
             z = s_noise * fresh(sigma, lower, eta) * noise(sigma, lower)
             x.add_(z)
         yield Step(i, sigma, x, x0)

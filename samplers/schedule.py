@@ -82,8 +82,13 @@ class EDM:
         return log(sigma) / 4
 
 
-def noise_table(beta_start: float = 0.00085, beta_end: float = 0.012, law: str = "scaled_linear",
-                trained: int = 1000, zero_snr: bool = False) -> NoiseTable:
+def noise_table(
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    law: str = "scaled_linear",
+    trained: int = 1000,
+    zero_snr: bool = False,
+) -> NoiseTable:
     """The published tables, computed in float32 as every implementation that made or runs the models does.
 
     law: "linear"; "scaled_linear", linear in the square root; "squaredcos_cap_v2" (arXiv 2102.09672).
@@ -101,7 +106,7 @@ def noise_table(beta_start: float = 0.00085, beta_end: float = 0.012, law: str =
             betas = (1 - (signal[1:] / signal[:-1]) ** 2).clamp(max=0.999).float()
         case _:
             raise ValueError(f"unknown beta law {law!r}: choose one of linear, scaled_linear, squaredcos_cap_v2")
-    kept = torch.cumprod(1 - betas, dim=0)   # alpha^2
+    kept = torch.cumprod(1 - betas, dim=0)  # alpha^2
     if zero_snr:
         kept = without_signal_at_the_end(kept)
     return NoiseTable(tuple((((1 - kept) / kept) ** 0.5).tolist()))
@@ -112,8 +117,8 @@ def without_signal_at_the_end(kept: torch.Tensor) -> torch.Tensor:
     alpha = kept.sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     kept = alpha**2
-    kept = torch.cumprod(torch.cat([kept[:1], kept[1:] / kept[:-1]]), dim=0)   # through betas: the published rounding
-    kept[-1] = 2**-24   # 0 would be an infinite sigma; this is 4096
+    kept = torch.cumprod(torch.cat([kept[:1], kept[1:] / kept[:-1]]), dim=0)  # through betas: the published rounding
+    kept[-1] = 2**-24  # 0 would be an infinite sigma; this is 4096
     return kept
 
 
@@ -123,7 +128,7 @@ class Schedule(NamedTuple):
 
     make: Callable[..., list[float]]
     of: str
-    log_linear: bool = False      # sigma between two trained times, as k-diffusion has it
+    log_linear: bool = False  # sigma between two trained times, as k-diffusion has it
 
 
 SCHEDULES = {
@@ -148,12 +153,21 @@ SCHEDULES = {
     "ays_sdxl": Schedule(ays_sdxl, "list"),
     "gits": Schedule(gits, "list"),
 }
-Chosen = tuple[list[float], dict[float, float]]   # sigmas with the end; the time of each sigma but the end
+Chosen = tuple[list[float], dict[float, float]]  # sigmas with the end; the time of each sigma but the end
 
 
-def choose(levels: NoiseTable | EDM, schedule: str | Sequence[float], steps: int, offset: int = 1,
-           drops_last: bool = False, whole_times: bool = False, ends_at_zero: bool = True, *,
-           truncates: bool = False, repeats_last: bool = False) -> Chosen:
+def choose(
+    levels: NoiseTable | EDM,
+    schedule: str | Sequence[float],
+    steps: int,
+    offset: int = 1,
+    drops_last: bool = False,
+    whole_times: bool = False,
+    ends_at_zero: bool = True,
+    *,
+    truncates: bool = False,
+    repeats_last: bool = False,
+) -> Chosen:
     """The named schedule: its sigmas, with the end appended, and the time of each sigma that is not the end.
 
     schedule: a name in SCHEDULES; "karras:leading" and the like choose sigmas between the first and the last of that
@@ -178,7 +192,7 @@ def choose(levels: NoiseTable | EDM, schedule: str | Sequence[float], steps: int
     make, of, log_linear = SCHEDULES[name]
     if of == "times":
         times = named_times(name, steps, trained, offset, drops_last, whole_times)
-        if times[-1] == 0 and not ends_at_zero and steps < trained and name != "leading":   # it is published so
+        if times[-1] == 0 and not ends_at_zero and steps < trained and name != "leading":  # it is published so
             times = named_times(name, steps + 1, trained, offset, False, whole_times)[:-1]
         return at_times(levels, times, end, log_linear)
     if of == "range":

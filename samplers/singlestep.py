@@ -27,7 +27,7 @@ def singlestep(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", th
         if len(levels) == 3 and second == "midpoint":
             levels, x0s = levels[::2], x0s[::2]
         nodes = [log(top / level) / log(top / lower) if level < top else 0.0 for level in levels]
-        rule = second if i % order == 1 else "exact"   # and not for the two that are left of three
+        rule = second if i % order == 1 else "exact"  # and not for the two that are left of three
         x = weighted(exponential(top, lower, nodes, eta, rule, third), [start, *x0s])
         x = stir(x, s_noise * fresh(top, lower, eta), noise, sigma, lower)
         yield Step(i, sigma, x, x0)
@@ -49,8 +49,23 @@ def dpm_fast(denoise, x, sigmas, noise=None, *, eta=0.0, s_noise=1.0):
         yield Step(i, sigma, x, x0)
 
 
-def dpm_adaptive(denoise, x, sigmas, noise=None, *, order=3, rtol=0.05, atol=0.0078, h_init=0.05, pcoeff=0.0,
-                 icoeff=1.0, dcoeff=0.0, accept_safety=0.81, eta=0.0, s_noise=1.0):
+def dpm_adaptive(
+    denoise,
+    x,
+    sigmas,
+    noise=None,
+    *,
+    order=3,
+    rtol=0.05,
+    atol=0.0078,
+    h_init=0.05,
+    pcoeff=0.0,
+    icoeff=1.0,
+    dcoeff=0.0,
+    accept_safety=0.81,
+    eta=0.0,
+    s_noise=1.0,
+):
     """DPM-Solver-12 or -23 (arXiv 2206.00927): steps as long as two orders agree within the tolerances.
 
     Of `sigmas` only the ends count, the lower one being the smallest level above 0. The step is one for the whole
@@ -60,7 +75,7 @@ def dpm_adaptive(denoise, x, sigmas, noise=None, *, order=3, rtol=0.05, atol=0.0
     check_order(order, 3, lowest=2)
     sigma, bottom = sigmas[0], min(sigma for sigma in sigmas if sigma > 0)
     powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
-    h, accepted, agreed, i, x0 = h_init, x, [], 0, denoise(x, sigma)   # agreed: inverse errors, newest first
+    h, accepted, agreed, i, x0 = h_init, x, [], 0, denoise(x, sigma)  # agreed: inverse errors, newest first
     while log(sigma / bottom) > 1e-5:
         lower = max(sigma * exp(-h), bottom)
         down = max(ancestral(sigma, lower, eta)[0], bottom)

@@ -14,7 +14,7 @@ from .beta import quantile
 def leading(steps: int, trained: int = 1000, offset: int = 1) -> list[float]:
     """Times at the beginning of equal intervals: 981, 961, ..., 1 for 50 steps."""
     stride = max(trained // steps, 1)
-    offset = min(offset, trained - 1 - (steps - 1) * stride)   # 1000 steps have no room for one
+    offset = min(offset, trained - 1 - (steps - 1) * stride)  # 1000 steps have no room for one
     return [float(i * stride + offset) for i in reversed(range(steps))]
 
 
@@ -32,7 +32,7 @@ def trailing(steps: int, trained: int = 1000, surplus: bool = False) -> list[flo
     surplus: the list of diffusers, where rounding can add the time -1: for 61, 103, 121, ... steps.
     """
     count = ceil(trained / (trained / steps)) if surplus else steps
-    stride = trained - (trained - trained / steps)   # numpy.arange's rounding, which decides where a time ends in .5
+    stride = trained - (trained - trained / steps)  # numpy.arange's rounding, which decides where a time ends in .5
     return [float(round(trained - i * stride) - 1) for i in range(count)]
 
 
@@ -118,22 +118,25 @@ def kl_optimal(sigma_min: float, sigma_max: float, steps: int) -> list[float]:
 
 def laplace(sigma_min: float, sigma_max: float, steps: int, mu: float = 0.0, scale: float = 0.5) -> list[float]:
     """Quantiles of a Laplace distribution of log sigma within the range (arXiv 2407.03297)."""
-    def above(sigma: float) -> float:   # the share of the distribution
+
+    def above(sigma: float) -> float:  # the share of the distribution
         distance = (log(sigma) - mu) / scale
         return exp(-distance) / 2 if distance > 0 else 1 - exp(distance) / 2
 
     def level(share: float) -> float:
         return exp(mu - scale * log(2 * share) if share < 0.5 else mu + scale * log(2 - 2 * share))
+
     top, bottom = above(sigma_max), above(sigma_min)
     return [level(top + r * (bottom - top)) for r in ramp(steps)]
 
 
-def laplace_clamped(sigma_min: float, sigma_max: float, steps: int, mu: float = 0.0,
-                    scale: float = 0.5) -> list[float]:
+def laplace_clamped(sigma_min: float, sigma_max: float, steps: int, mu: float = 0.0, scale: float = 0.5) -> list[float]:
     """Quantiles of the whole distribution, cut to the range: ComfyUI's list, which repeats its ends for many steps."""
+
     def log_sigma(r: float) -> float:
-        spread = scale * log(1 - 2 * abs(0.5 - r) + 1e-5)   # so that the ends are finite
+        spread = scale * log(1 - 2 * abs(0.5 - r) + 1e-5)  # so that the ends are finite
         return mu - spread if r < 0.5 else mu + spread
+
     return [min(max(exp(log_sigma(r)), sigma_min), sigma_max) for r in ramp(steps)]
 
 
@@ -156,7 +159,7 @@ def linear_quadratic(sigma_min: float, sigma_max: float, steps: int, threshold: 
     """
     even = steps // 2
     rest = steps - even
-    slope = threshold / max(even, 1)                    # per step, where the parabola begins
+    slope = threshold / max(even, 1)  # per step, where the parabola begins
     bend = (1 - threshold - slope * rest) / rest**2
     fall = [slope * i for i in range(even)]
     fall += [slope * even + slope * j + bend * j**2 for j in range(rest)]

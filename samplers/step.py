@@ -20,7 +20,7 @@ def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """The sum of weights[k] * tensors[k], with one pass over memory for each."""
     total = tensors[0] * weights[0]
     for weight, tensor in zip(weights[1:], tensors[1:]):
-        total = total.add_(tensor, alpha=weight)   # in place: nobody else holds it
+        total = total.add_(tensor, alpha=weight)  # in place: nobody else holds it
     return total
 
 

@@ -1,9 +1,9 @@
 """A sampler turned inside out, for those who drive the loop themselves.
 
-    stepper = Stepper(euler, x, sigmas)
-    while not stepper.done:
-        stepper.step(denoise(stepper.x, stepper.sigma))
-    picture = stepper.x
+stepper = Stepper(euler, x, sigmas)
+while not stepper.done:
+    stepper.step(denoise(stepper.x, stepper.sigma))
+picture = stepper.x
 """
 
 from collections.abc import Callable

@@ -32,10 +32,20 @@ from torch import Tensor
 from kernel_cases import Case, cases, shrink
 from ldm.kernels import attention_tiles
 
-CACHE = 60e6         # bytes; the L2 of an H100 is 50 MB, of an H200 also
-MOST_SETS = 256      # of inputs: 84 MB of the smallest
-COLUMNS = ("case", "pass", "ours, ms", "min - max", "others, ms", "best other / ours", "rate", "of the ceiling",
-           "error", "GPU")
+CACHE = 60e6  # bytes; the L2 of an H100 is 50 MB, of an H200 also
+MOST_SETS = 256  # of inputs: 84 MB of the smallest
+COLUMNS = (
+    "case",
+    "pass",
+    "ours, ms",
+    "min - max",
+    "others, ms",
+    "best other / ours",
+    "rate",
+    "of the ceiling",
+    "error",
+    "GPU",
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,9 @@ class Bench:
 def draw(case: Case, bench: Bench, seed: int) -> list[Tensor]:
     """Random inputs, never zeros: a GPU multiplies those faster."""
     generator = torch.Generator(bench.device).manual_seed(seed)
-    first, *others = (torch.randn(shape, generator=generator, device=bench.device).to(bench.dtype)
-                      for shape in case.inputs)
+    first, *others = (
+        torch.randn(shape, generator=generator, device=bench.device).to(bench.dtype) for shape in case.inputs
+    )
     return [x.requires_grad_() for x in (case.layout(first), *others)]
 
 
@@ -64,24 +75,29 @@ def results(call: Callable, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 def timed_calls(call: Callable, sets: list[list[Tensor]], backward: bool) -> Callable[[], None]:
     """A function that works once through all sets."""
     if not backward:
+
         def run():
             with torch.no_grad():
                 for inputs in sets:
                     call(*inputs)
+
         return run
     outs = [results(call, inputs) for inputs in sets]
     grads = [[torch.randn_like(out) for out in found] for found in outs]
-    return lambda: [torch.autograd.grad(out, inputs, grad, retain_graph=True)
-                    for out, inputs, grad in zip(outs, sets, grads)]
+    return lambda: [
+        torch.autograd.grad(out, inputs, grad, retain_graph=True) for out, inputs, grad in zip(outs, sets, grads)
+    ]
 
 
 def as_graph(run: Callable, stream) -> Callable[[], float]:
     """Seconds of one replay of the calls of `run`, captured as a CUDA graph; on the CPU, of the calls themselves."""
     if stream is None:
+
         def seconds():
             start = time.perf_counter()
             run()
             return time.perf_counter() - start
+
         return seconds
     for _ in range(3):
         run()
@@ -96,6 +112,7 @@ def as_graph(run: Callable, stream) -> Callable[[], float]:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
+
     return seconds
 
 
@@ -103,7 +120,7 @@ def measure(clocks: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Seconds of each, taking turns."""
     times = {name: [] for name in clocks}
     for turn in range(rounds):
-        for name in (clocks if turn % 2 else reversed(clocks)):
+        for name in clocks if turn % 2 else reversed(clocks):
             times[name].append(clocks[name]())
     return times
 
@@ -156,8 +173,12 @@ def gpu_state(bench: Bench) -> str:
     """Clock, temperature and power at this moment."""
     if bench.stream is None or shutil.which("nvidia-smi") is None:
         return "-"
-    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties().uuid}", "--format=csv,noheader",
-             "--query-gpu=clocks.sm,temperature.gpu,power.draw"]
+    query = [
+        "nvidia-smi",
+        f"--id=GPU-{torch.cuda.get_device_properties().uuid}",
+        "--format=csv,noheader",
+        "--query-gpu=clocks.sm,temperature.gpu,power.draw",
+    ]
     run = subprocess.run(query, capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else "-"
 
@@ -174,9 +195,19 @@ def row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, float]) ->
     best = min(medians, key=medians.get, default=None)
     others = [f"{name} {s * 1e3:.3f}" for name, s in medians.items()] + [f"{n}: {why}" for n, why in left_out.items()]
     rate = (case.backward_work if backward else case.work) / ours / (1e12 if case.unit == "TFLOP/s" else 1e9)
-    return table_line([*head, f"{ours * 1e3:.3f}", f"{spread[0]:.3f} - {spread[1]:.3f}", ", ".join(others),
-                       f"{medians[best] / ours:.2f} ({best})" if best else "-", f"{rate:.0f} {case.unit}",
-                       f"{rate / ceilings[case.unit]:.0%}", f"{wrong:.0e}", gpu_state(bench)])
+    return table_line(
+        [
+            *head,
+            f"{ours * 1e3:.3f}",
+            f"{spread[0]:.3f} - {spread[1]:.3f}",
+            ", ".join(others),
+            f"{medians[best] / ours:.2f} ({best})" if best else "-",
+            f"{rate:.0f} {case.unit}",
+            f"{rate / ceilings[case.unit]:.0%}",
+            f"{wrong:.0e}",
+            gpu_state(bench),
+        ]
+    )
 
 
 def table_line(cells) -> str:
@@ -198,8 +229,10 @@ def candidates(kernel: str, shipped: attention_tiles.Tiles) -> list[attention_ti
     """The shipped tiles and half and twice as many queries and keys; the short kernel holds all keys."""
     around = lambda size: [x for x in (size, size // 2, 2 * size) if 16 <= x <= 256]
     keys = [shipped.keys] if kernel == "short" else around(shipped.keys)
-    return [replace(shipped, queries=q, keys=k, warps=w, stages=s)
-            for q, k, w, s in itertools.product(around(shipped.queries), keys, (4, 8), (2, 3))]
+    return [
+        replace(shipped, queries=q, keys=k, warps=w, stages=s)
+        for q, k, w, s in itertools.product(around(shipped.queries), keys, (4, 8), (2, 3))
+    ]
 
 
 def require_gpu(bench: Bench, write: Callable = print) -> None:
@@ -253,22 +286,35 @@ def arguments() -> argparse.Namespace:
 
 def header(args: argparse.Namespace, bench: Bench, ceilings: dict[str, float]) -> str:
     where = f"{platform.machine()} CPU, in Triton's interpreter" if args.dry else torch.cuda.get_device_name()
-    return "\n".join([
-        "# The Triton kernels against PyTorch", "", "    " + " ".join(["python", *sys.argv]), "",
-        f"{date.today()}, {where}, torch {torch.__version__}, triton {triton.__version__}, "
-        f"cuDNN {torch.backends.cudnn.version()}, {args.dtype}, medians of {bench.rounds} turns. A matrix product "
-        f"reaches {ceilings['TFLOP/s']:.0f} TFLOP/s here, a copy {ceilings['GB/s']:.0f} GB/s. \"default\": what "
-        "PyTorch chooses by itself. Error: relative L2, of results or gradients, against PyTorch in float32. "
-        "GPU: clock, temperature in C and power after the row.", "", table_line(COLUMNS), "|" + "---|" * len(COLUMNS)])
+    return "\n".join(
+        [
+            "# The Triton kernels against PyTorch",
+            "",
+            "    " + " ".join(["python", *sys.argv]),
+            "",
+            f"{date.today()}, {where}, torch {torch.__version__}, triton {triton.__version__}, "
+            f"cuDNN {torch.backends.cudnn.version()}, {args.dtype}, medians of {bench.rounds} turns. A matrix product "
+            f'reaches {ceilings["TFLOP/s"]:.0f} TFLOP/s here, a copy {ceilings["GB/s"]:.0f} GB/s. "default": what '
+            "PyTorch chooses by itself. Error: relative L2, of results or gradients, against PyTorch in float32. "
+            "GPU: clock, temperature in C and power after the row.",
+            "",
+            table_line(COLUMNS),
+            "|" + "---|" * len(COLUMNS),
+        ]
+    )
 
 
 def main():
     args, start = arguments(), time.monotonic()
-    bench = Bench("cpu" if args.dry else "cuda", None if args.dry else torch.cuda.Stream(), getattr(torch, args.dtype),
-                  1 if args.dry else args.rounds)
+    bench = Bench(
+        "cpu" if args.dry else "cuda",
+        None if args.dry else torch.cuda.Stream(),
+        getattr(torch, args.dtype),
+        1 if args.dry else args.rounds,
+    )
     chosen = [shrink(case) if args.dry else case for case in cases() if any(part in case.name for part in args.only)]
     passes = (False,) if args.forward else (False, True)
-    with torch.cuda.stream(bench.stream):        # graphs capture what runs on it, also backward; None does nothing
+    with torch.cuda.stream(bench.stream):  # graphs capture what runs on it, also backward; None does nothing
         if args.sweep:
             for case in (case for case in chosen if "attention" in case.name):
                 print(case.name)
@@ -293,6 +339,7 @@ def writer(path: Path | None) -> Callable[[str], None]:
         print(line, flush=True)
         if file:
             file.write(line + "\n")
+
     return write
 
 

@@ -42,8 +42,10 @@ def random_model():
     from ldm.vae import VAE
 
     def filled(network: torch.nn.Module) -> torch.nn.Module:
-        state = {name: torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
-                 for name, tensor in network.state_dict().items()}
+        state = {
+            name: torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
+            for name, tensor in network.state_dict().items()
+        }
         network.load_state_dict(state, assign=True)
         return network
 
@@ -64,10 +66,13 @@ def worker(loader: str, file: str, config: str):
     """Load once and print what it took."""
     if loader == "diffusers":
         from diffusers import StableDiffusionXLPipeline
-        load = lambda: StableDiffusionXLPipeline.from_single_file(file, config=config, torch_dtype=torch.float16,
-                                                                  local_files_only=True)
+
+        load = lambda: StableDiffusionXLPipeline.from_single_file(
+            file, config=config, torch_dtype=torch.float16, local_files_only=True
+        )
     else:
         import weights
+
         load = lambda: weights.load(file, dtype=None, check_finite=loader == "ours")
     before, start = memory("VmRSS"), time.perf_counter()
     model = load()
@@ -94,13 +99,17 @@ def measure(loader: str, file: Path, config: Path) -> dict:
 
 def table(runs: dict[str, list[dict]], size: int) -> str:
     base = statistics.median(run["seconds"] for run in runs["diffusers"])
-    rows = ["| loader | seconds, median (min to max) | diffusers' time / this | peak memory / file size |",
-            "|---|---|---|---|"]
+    rows = [
+        "| loader | seconds, median (min to max) | diffusers' time / this | peak memory / file size |",
+        "|---|---|---|---|",
+    ]
     for loader, measured in runs.items():
         seconds = sorted(run["seconds"] for run in measured)
         middle, peak = statistics.median(seconds), statistics.median(run["peak"] for run in measured)
-        rows.append(f"| {loader} | {middle:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f}) | {base / middle:.1f} "
-                    f"| {peak / size:.2f} |")
+        rows.append(
+            f"| {loader} | {middle:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f}) | {base / middle:.1f} "
+            f"| {peak / size:.2f} |"
+        )
     return "\n".join(rows)
 
 
@@ -111,6 +120,7 @@ def main():
     import weights
     from ldm.config import MODELS
     from weights.write_folder import write_facts
+
     with tempfile.TemporaryDirectory() as scratch:
         file, config = args.model or Path(scratch) / "sdxl.safetensors", Path(scratch) / "config"
         if not args.model:
@@ -127,10 +137,12 @@ def main():
     if args.out:
         packages = ("torch", "diffusers", "transformers", "safetensors")
         versions = ", ".join(f"{name} {version(name)}" for name in packages)
-        args.out.write_text(f"# Loading a single-file SDXL\n\n`python scripts/bench_load.py --out {args.out}`, "
-                            f"{date.today()}, CPU; {versions}. A file of {size / 1e9:.2f} GB in float16, "
-                            f"{args.rounds} rounds in which the loaders take turns, each in a new process, the file in "
-                            f"the page cache.\n\n{text}\n\n{__doc__.split(chr(10) * 2)[2]}\n")
+        args.out.write_text(
+            f"# Loading a single-file SDXL\n\n`python scripts/bench_load.py --out {args.out}`, "
+            f"{date.today()}, CPU; {versions}. A file of {size / 1e9:.2f} GB in float16, "
+            f"{args.rounds} rounds in which the loaders take turns, each in a new process, the file in "
+            f"the page cache.\n\n{text}\n\n{__doc__.split(chr(10) * 2)[2]}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 TABLE = noise_table()
 MULTI, NOISY = D.DPMSolverMultistepScheduler, dict(algorithm_type="sde-dpmsolver++")
 READY = ", noise ready"
-SCHEDULERS = {   # a sampler of the table, with options after a comma; the scheduler that does the same
+SCHEDULERS = {  # a sampler of the table, with options after a comma; the scheduler that does the same
     "euler": partial(D.EulerDiscreteScheduler, **BETAS),
     "euler_ancestral": partial(D.EulerAncestralDiscreteScheduler, **BETAS),
     "heun": partial(D.HeunDiscreteScheduler, **BETAS),
@@ -57,8 +57,17 @@ SCHEDULERS = {   # a sampler of the table, with options after a comma; the sched
     "lcm": partial(D.LCMScheduler, **BETAS),
     "tcd": partial(D.TCDScheduler, **BETAS),
 }
-STOCHASTIC = ("euler_ancestral", "dpm_2_ancestral", "ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde", "sa_solver",
-              "lcm", "tcd")
+STOCHASTIC = (
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "ddpm",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "sa_solver",
+    "lcm",
+    "tcd",
+)
 
 
 def their_run(row: str, steps: int, x: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -99,7 +108,7 @@ def our_run(row: str, steps: int, x: Tensor, whole: bool) -> tuple[Callable[[], 
 
     def reset():
         seeds, shape = range(x.shape[0]), x.shape[1:]
-        brownian = name == "dpmpp_sde" and not row.endswith(READY)   # diffusers' others are white
+        brownian = name == "dpmpp_sde" and not row.endswith(READY)  # diffusers' others are white
         sources[0] = BrownianTree(seeds, shape, levels[-2], levels[0]) if brownian else Streams(seeds, shape)
 
     def run():
@@ -131,22 +140,28 @@ def main():
         sides = [our_run(row, args.steps, x, False), our_run(row, args.steps, x, True), their_run(row, args.steps, x)]
         seconds = [[], [], []]
         for round_ in range(args.rounds + 2):
-            for side in (range(3) if round_ % 2 else reversed(range(3))):   # none is always first
+            for side in range(3) if round_ % 2 else reversed(range(3)):  # none is always first
                 reset, run = sides[side]
                 reset()
                 start = time.perf_counter()
                 run()
-                if round_ > 1:   # two rounds warm up
+                if round_ > 1:  # two rounds warm up
                     seconds[side].append(time.perf_counter() - start)
         bare, whole, theirs = (statistics.median(s) / args.steps * 1e6 for s in seconds)
-        lines.append(f"| {row} | {bare:.0f} | {whole:.0f} | {theirs:.0f} | {theirs / bare:.1f} | "
-                     f"{theirs / whole:.1f} |")
+        lines.append(
+            f"| {row} | {bare:.0f} | {whole:.0f} | {theirs:.0f} | {theirs / bare:.1f} | {theirs / whole:.1f} |"
+        )
 
-    table = [f"{date.today()}, {platform.machine()} CPU, {args.threads} thread, torch {torch.__version__}, diffusers "
-             f"{D.__version__}, {args.steps} steps on {args.batch}x4x{args.size}x{args.size} float32, medians of "
-             f"{args.rounds} interleaved runs, microseconds a step:", "",
-             "| sampler | ours | ours with denoiser | diffusers | diffusers / ours | diffusers / ours with denoiser |",
-             "|---|---|---|---|---|---|", *lines, ""]
+    table = [
+        f"{date.today()}, {platform.machine()} CPU, {args.threads} thread, torch {torch.__version__}, diffusers "
+        f"{D.__version__}, {args.steps} steps on {args.batch}x4x{args.size}x{args.size} float32, medians of "
+        f"{args.rounds} interleaved runs, microseconds a step:",
+        "",
+        "| sampler | ours | ours with denoiser | diffusers | diffusers / ours | diffusers / ours with denoiser |",
+        "|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
     print("\n".join(table))
     if args.out:
         with args.out.open("a") as file:

@@ -21,15 +21,21 @@ from tqdm import tqdm
 from ldm.config import UNETS
 from ldm.unet import UNet
 
-BLOCKS = {   # what diffusers must be told to build the same networks
+BLOCKS = {  # what diffusers must be told to build the same networks
     "sd15": dict(attention_head_dim=8, cross_attention_dim=768),
     "sd2": dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True),
-    "sdxl": dict(attention_head_dim=[5, 10, 20], cross_attention_dim=2048, use_linear_projection=True,
-                 block_out_channels=[320, 640, 1280], transformer_layers_per_block=[1, 2, 10],
-                 down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                 up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-                 addition_embed_type="text_time", addition_time_embed_dim=256,
-                 projection_class_embeddings_input_dim=2816),
+    "sdxl": dict(
+        attention_head_dim=[5, 10, 20],
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        block_out_channels=[320, 640, 1280],
+        transformer_layers_per_block=[1, 2, 10],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    ),
 }
 
 
@@ -77,29 +83,38 @@ def main():
             pooled, ids = torch.randn(args.batch, 1280), torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]] * args.batch)
             added = dict(text_embeds=pooled.to(args.device, dtype), time_ids=ids.to(args.device, dtype))
             vector = torch.randn(args.batch, cfg.vector_dim).to(args.device, dtype)
-        calls = {"ours": lambda: ours(x, 500, context, vector),   # noqa: B023
-                 "diffusers": lambda: theirs(x, 500, context, added_cond_kwargs=added, return_dict=False)[0]}   # noqa: B023
+        calls = {
+            "ours": lambda: ours(x, 500, context, vector),  # noqa: B023
+            "diffusers": lambda: theirs(x, 500, context, added_cond_kwargs=added, return_dict=False)[0],  # noqa: B023
+        }
         seconds = {who: [] for who in calls}
         with torch.inference_mode():
             for round_ in tqdm(range(args.rounds + 1), desc=name, disable=None):
-                for who in (calls if round_ % 2 else reversed(calls)):   # neither is always first
+                for who in calls if round_ % 2 else reversed(calls):  # neither is always first
                     synchronize()
                     start = time.perf_counter()
                     calls[who]()
                     synchronize()
-                    if round_:   # the first round warms up
+                    if round_:  # the first round warms up
                         seconds[who].append(time.perf_counter() - start)
         medians = {who: statistics.median(values) for who, values in seconds.items()}
         ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds["diffusers"]))
-        rows.append(f"| {args.unet} | {args.batch}x{args.size}x{args.size} | {name} | {medians['ours']:.3f} | "
-                    f"{medians['diffusers']:.3f} | {ratio:.3f} |")
+        rows.append(
+            f"| {args.unet} | {args.batch}x{args.size}x{args.size} | {name} | {medians['ours']:.3f} | "
+            f"{medians['diffusers']:.3f} | {ratio:.3f} |"
+        )
 
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
-    table = [f"{date.today()}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers "
-             f"{diffusers.__version__}, {'channels-last' if args.channels_last else 'contiguous'}, eager, "
-             f"medians of {args.rounds} interleaved rounds:", "",
-             "| UNet | latents | dtype | ours, s | diffusers, s | ratio, median of pairs |",
-             "|---|---|---|---|---|---|", *rows, ""]
+    table = [
+        f"{date.today()}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers "
+        f"{diffusers.__version__}, {'channels-last' if args.channels_last else 'contiguous'}, eager, "
+        f"medians of {args.rounds} interleaved rounds:",
+        "",
+        "| UNet | latents | dtype | ours, s | diffusers, s | ratio, median of pairs |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
     print("\n".join(table))
     if args.out:
         with args.out.open("a") as file:

@@ -30,10 +30,20 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", type=Path, help="a folder in the diffusers layout (default: the miniature)")
-    what.add_argument("--network", choices=cases.NETWORKS, metavar="NAME",
-                      help=f"random weights instead; one of {', '.join(cases.NETWORKS)}")
-    parser.add_argument("--parts", nargs="+", choices=cases.PARTS, default=(), metavar="PART",
-                        help=f"of a model, some of {', '.join(cases.PARTS)} (default: all)")
+    what.add_argument(
+        "--network",
+        choices=cases.NETWORKS,
+        metavar="NAME",
+        help=f"random weights instead; one of {', '.join(cases.NETWORKS)}",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=cases.PARTS,
+        default=(),
+        metavar="PART",
+        help=f"of a model, some of {', '.join(cases.PARTS)} (default: all)",
+    )
     parser.add_argument("--variant", help="weight files to take, for example fp16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="float64 shows the smallest faults")
@@ -61,8 +71,9 @@ def run(args: argparse.Namespace) -> report.Results:
     if args.network:
         found = cases.random_cases(args.network, **common)
     else:
-        found = cases.model_cases(args.model or weights.MINIATURE, args.parts, variant=args.variant,
-                                  prompt=args.prompt, **common)
+        found = cases.model_cases(
+            args.model or weights.MINIATURE, args.parts, variant=args.variant, prompt=args.prompt, **common
+        )
     results = {}
     for case in found:
         results[case.name] = rows = compare(case, expect(case), args.backend)
@@ -89,14 +100,19 @@ def main():
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    facts = {"source": args.network or str(args.model or "the miniature"), "dtype": args.dtype,
-             "backend": args.backend, "torch": torch.__version__, "diffusers": diffusers.__version__,
-             "transformers": transformers.__version__}
+    facts = {
+        "source": args.network or str(args.model or "the miniature"),
+        "dtype": args.dtype,
+        "backend": args.backend,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
     try:
         results = run(args)
         if args.out:
             write(args.out, results, facts, args.all)
-    except (ValueError, OSError, RuntimeError) as error:   # CheckpointError is a ValueError
+    except (ValueError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(str(error).splitlines()[0])
     if args.json:
         print(json.dumps(report.record(results, facts), indent=1))

@@ -44,11 +44,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
 FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "prediction", "ema"}
-OPTIONS = {   # what is written -> the options that say something of it
-    "a folder": FOR_MODELS | {"shard_size", "write_variant"}, "one file": FOR_MODELS,
-    "one network": FOR_ALL | {"part", "names"}, "an adapter or embedding": FOR_ALL}
-NAMED = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",   # beside the tensors of old checkpoints
-         "torch.nn.modules.container.ParameterDict")                       # around those of old embeddings
+OPTIONS = {  # what is written -> the options that say something of it
+    "a folder": FOR_MODELS | {"shard_size", "write_variant"},
+    "one file": FOR_MODELS,
+    "one network": FOR_ALL | {"part", "names"},
+    "an adapter or embedding": FOR_ALL,
+}
+NAMED = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # beside the tensors of old checkpoints
+    "torch.nn.modules.container.ParameterDict",
+)  # around those of old embeddings
 
 
 def arguments() -> argparse.Namespace:
@@ -109,6 +114,7 @@ def check(args: argparse.Namespace, what: str):
 
 # out of pickle
 
+
 class StandIn:
     """For a class of NAMED: it does nothing."""
 
@@ -119,25 +125,33 @@ def unpickle(source: Path, target: Path):
         with torch.serialization.safe_globals([(StandIn, name) for name in NAMED]):
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
         content = content.get("state_dict", content) if isinstance(content, dict) else {}
-        if "string_to_param" in content:   # an embedding of the web UI: {"*": vectors}
+        if "string_to_param" in content:  # an embedding of the web UI: {"*": vectors}
             vectors = content["string_to_param"]
             content = {"emb_params": next(iter(getattr(vectors, "_parameters", vectors).values()))}
-        tensors = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in content.items()
-                   if isinstance(value, torch.Tensor)}
+        tensors = {
+            key: value.detach().clone(memory_format=torch.contiguous_format)
+            for key, value in content.items()
+            if isinstance(value, torch.Tensor)
+        }
         if not tensors:
             raise ValueError("it holds no tensors by name")
         save_file(tensors, target)
-    except Exception as error:   # a damaged file can raise any
+    except Exception as error:  # a damaged file can raise any
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        sys.exit(f"it asks for {named[1]}, which is no tensor: it may do harm" if named else
-                 f"{type(error).__name__}: {error}".splitlines()[0])
+        sys.exit(
+            f"it asks for {named[1]}, which is no tensor: it may do harm"
+            if named
+            else f"{type(error).__name__}: {error}".splitlines()[0]
+        )
 
 
 def open_pickle(file: Path, target: Path):
-    warn(f"{file} is pickled Python: it is opened in a process of its own that accepts tensors alone; convert only "
-         "files that you trust")
+    warn(
+        f"{file} is pickled Python: it is opened in a process of its own that accepts tensors alone; convert only "
+        "files that you trust"
+    )
     link = target.with_suffix(".ckpt")
-    link.symlink_to(file.resolve())   # PyTorch does not unpickle what is named .safetensors
+    link.symlink_to(file.resolve())  # PyTorch does not unpickle what is named .safetensors
     run = subprocess.run([sys.executable, __file__, "--unpickle", link, target], capture_output=True, text=True)
     if run.returncode:
         reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with {run.returncode}"]
@@ -153,7 +167,7 @@ def is_pickled(file: Path) -> bool:
 
 def plain(name: str) -> str:
     """The name that a pickled file, or the index of its shards, has as safetensors."""
-    name = re.sub(r"(^|/)pytorch_(?=model[.-])", r"\1", name)   # as transformers names both
+    name = re.sub(r"(^|/)pytorch_(?=model[.-])", r"\1", name)  # as transformers names both
     return re.sub(r"\.(ckpt|bin|pth?)(?=$|\.index\.)", ".safetensors", name)
 
 
@@ -163,7 +177,7 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
         copy = scratch / (source.stem + ".safetensors")
         return open_pickle(source, copy) or copy if is_pickled(source) else source
     files = [file for depth in ("*", "*/*") for file in source.glob(depth) if file.is_file()]
-    files.sort(key=lambda file: file.suffix == ".safetensors")   # so that these win where both are there
+    files.sort(key=lambda file: file.suffix == ".safetensors")  # so that these win where both are there
     files = {plain(file.relative_to(source).as_posix()): file for file in files}
     if not any(name.endswith(".safetensors") and is_pickled(file) for name, file in files.items()):
         return source
@@ -176,7 +190,7 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors") and is_pickled(file):
             open_pickle(file, target)
-        elif file.name != target.name:   # a list of shards
+        elif file.name != target.name:  # a list of shards
             target.write_text(file.read_text().replace('.bin"', '.safetensors"').replace('"pytorch_model', '"model'))
         else:
             target.symlink_to(file.resolve())
@@ -184,6 +198,7 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
 
 
 # conversion
+
 
 def convert(args: argparse.Namespace):
     swaps = [part for part in ("unet", "vae") if getattr(args, part)]
@@ -216,14 +231,25 @@ def write_as_asked(args: argparse.Namespace, source: Path, swaps: list[str]) -> 
         with appearing(args.to) as part:
             write(part, lora_files.read_all(source)[0], dtype, metadata)
         return []
-    model = weights.load(source, "stored", variant=args.variant, offline=args.offline, unet=args.unet, vae=args.vae,
-                         prediction=args.prediction, ema=args.ema)
+    model = weights.load(
+        source,
+        "stored",
+        variant=args.variant,
+        offline=args.offline,
+        unet=args.unet,
+        vae=args.vae,
+        prediction=args.prediction,
+        ema=args.ema,
+    )
     weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, metadata)
     whole = read_checkpoint(source, args.variant, args.prediction, args.ema, swaps)
     kept = [part for name, part in whole.parts.items() if name not in swaps]
     taken = {held.key for part in kept for held in part.stored.values()}
-    return [*(what for key, what in whole.extras.items() if key not in taken and not what.startswith("a mark")),
-            *(what for part in kept for what in left_out(part).values()), *components(source)]
+    return [
+        *(what for key, what in whole.extras.items() if key not in taken and not what.startswith("a mark")),
+        *(what for part in kept for what in left_out(part).values()),
+        *components(source),
+    ]
 
 
 def is_adapter(file: Path) -> bool:
@@ -235,8 +261,11 @@ def is_adapter(file: Path) -> bool:
 def components(folder: Path) -> list[str]:
     """Those of a folder that are not written."""
     index = read_json(folder / "model_index.json") if folder.is_dir() else {}
-    return [f"the component {name}" for name, entry in index.items()
-            if name not in (*CLASSES, "scheduler") and isinstance(entry, list) and any(entry)]
+    return [
+        f"the component {name}"
+        for name, entry in index.items()
+        if name not in (*CLASSES, "scheduler") and isinstance(entry, list) and any(entry)
+    ]
 
 
 def main():
@@ -258,5 +287,5 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # by way of all that cleans up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
     main()

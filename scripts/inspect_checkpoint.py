@@ -31,7 +31,7 @@ from weights.lora_kinds import build, scale_of
 from weights.parts import Checkpoint, Part
 from weights.safetensors_file import FLOATS, mapped, read_header, read_tensors
 
-NETWORKS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")   # in adapters
+NETWORKS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")  # in adapters
 
 
 @dataclass
@@ -107,7 +107,7 @@ def wanted(names: list[str], variant: str | None) -> list[str]:
 def is_adapter(path: Path) -> bool:
     try:
         file = adapter_file(path)
-    except CheckpointError:   # a folder without one
+    except CheckpointError:  # a folder without one
         return False
     return bool(grouped(file, read_header(file).entries)[0])
 
@@ -129,10 +129,17 @@ def describe(source: str, found: Found) -> Report:
         blocks = Counter()
         for parameter, tensor in network.named_parameters():
             blocks[block_of(parameter)] += tensor.numel()
-        report.networks.append(dict(
-            part=name, network=part.network.__name__, names=part.names, tensors=len(part.stored),
-            parameters=blocks.total(), dtypes=dict(sorted(Counter(h.entry.dtype for h in held).items())),
-            bytes=sum(h.entry.end - h.entry.begin for h in held)))
+        report.networks.append(
+            dict(
+                part=name,
+                network=part.network.__name__,
+                names=part.names,
+                tensors=len(part.stored),
+                parameters=blocks.total(),
+                dtypes=dict(sorted(Counter(h.entry.dtype for h in held).items())),
+                bytes=sum(h.entry.end - h.entry.begin for h in held),
+            )
+        )
         report.blocks += [dict(part=name, block=block, parameters=count) for block, count in blocks.items()]
         extras += left_out(part).items()
     report.left_out = counted(extras)
@@ -144,7 +151,7 @@ def block_of(name: str) -> str:
     words = name.split(".")
     numbers = [i for i, word in enumerate(words) if word.isdigit()]
     if numbers and words[numbers[0] - 1] in ("down_blocks", "up_blocks", "layers"):
-        return ".".join(words[:numbers[0] + 1])
+        return ".".join(words[: numbers[0] + 1])
     return ".".join(words[:2]) if words[0] in ("encoder", "decoder", "text_model") else words[0]
 
 
@@ -159,7 +166,7 @@ def counted(extras: list[tuple[str, str]]) -> dict[str, str]:
 def describe_adapter(source: str, file: Path) -> Report:
     header = read_header(file)
     with mapped(file) as opened:
-        tensors = {key: opened.get_tensor(key) for key in header.entries}   # their values stay on the disk
+        tensors = {key: opened.get_tensor(key) for key in header.entries}  # their values stay on the disk
     report = Report(source, "an adapter", metadata=header.metadata)
     groups, unknown = grouped(file, tensors)
     configs, kinds = read_configs(file, tensors, header.metadata), defaultdict(list)
@@ -167,15 +174,17 @@ def describe_adapter(source: str, file: Path) -> Report:
         fields = {name: tensor for name, (_, tensor) in group.items()}
         scale = scale_of(module, fields, configs)
         try:
-            change = [*build(fields, scale).values()][-1]   # a bias comes first
+            change = [*build(fields, scale).values()][-1]  # a bias comes first
         except ValueError as error:
             report.problems.append(f"{file}: {shown(module)}: {error}")
             continue
-        rank = getattr(getattr(change, "direction", change), "rank", None) or 0   # DoRA's is that of its direction
+        rank = getattr(getattr(change, "direction", change), "rank", None) or 0  # DoRA's is that of its direction
         network = next((word for word in NETWORKS if module.startswith(word)), "")
         kinds[network, type(change).__name__, rank, round(scale * rank, 6)].append(module)
-    report.adapter = [dict(network=part, kind=name, rank=rank, alpha=alpha, layers=len(modules), first=modules[0])
-                      for (part, name, rank, alpha), modules in sorted(kinds.items(), key=lambda item: str(item[0]))]
+    report.adapter = [
+        dict(network=part, kind=name, rank=rank, alpha=alpha, layers=len(modules), first=modules[0])
+        for (part, name, rank, alpha), modules in sorted(kinds.items(), key=lambda item: str(item[0]))
+    ]
     report.left_out = counted([(key, "unknown") for key in unknown])
     return report
 
@@ -213,8 +222,10 @@ def compare(parts: dict[str, Part], base: dict[str, Part], report: Report):
             row[1] += float(b.double().square().sum())
             row[2] += int(not torch.equal(a, b))
             row[3] += 1
-        report.changed += [dict(part=name, block=block, change=(moved / max(norm, 1e-30)) ** 0.5, tensors=count,
-                                changed=changed) for block, (moved, norm, changed, count) in blocks.items()]
+        report.changed += [
+            dict(part=name, block=block, change=(moved / max(norm, 1e-30)) ** 0.5, tensors=count, changed=changed)
+            for block, (moved, norm, changed, count) in blocks.items()
+        ]
 
 
 def parameters(part: Part) -> dict:
@@ -223,15 +234,20 @@ def parameters(part: Part) -> dict:
     shapes = network.state_dict()
 
     def read(place, shape):
-        ((_, tensor),) = read_tensors(place.held.file, {place.held.key: place.held.entry}, torch.float32,
-                                      torch.device("cpu"))
+        ((_, tensor),) = read_tensors(
+            place.held.file, {place.held.key: place.held.entry}, torch.float32, torch.device("cpu")
+        )
         return take(place.piece, tensor, shape)
-    return {name: (lambda place=place, name=name: read(place, shapes[name].shape))
-            for name, place in account(network, part).items()}
+
+    return {
+        name: (lambda place=place, name=name: read(place, shapes[name].shape))
+        for name, place in account(network, part).items()
+    }
 
 
 def table(rows: list[dict]) -> str:
     """Columns under their names, numbers to the right."""
+
     def text(value) -> str:
         if isinstance(value, float):
             return f"{value:.3g}"
@@ -242,8 +258,12 @@ def table(rows: list[dict]) -> str:
     cells = [list(rows[0])] + [[text(value) for value in row.values()] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     right = [type(value) in (int, float) for value in rows[0].values()]
-    return "\n".join("  ".join(cell.rjust(width) if to_right else cell.ljust(width)
-                               for cell, width, to_right in zip(row, widths, right)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(row, widths, right)
+        ).rstrip()
+        for row in cells
+    )
 
 
 def show(report: Report):
@@ -287,7 +307,7 @@ def main():
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:   # whoever read it has seen enough
+    except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)

@@ -13,11 +13,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.kernels import attention, geglu, group_norm, layer_norm
 
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION,
-            "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
-FIRST = ("SDXL: 2x10x4096, 4096", "SD 1.5: 2x8x4096, 4096", "SDXL: 2x10x4096, 77", "SD 1.5: 2x8x4096, 77",
-         "VAE: 1x1x16384", "VAE: 1x128x1024x1024", "VAE: 1x256x1024x1024", "VAE: 1x512x512x512",
-         "SDXL: 2x20x1024, 1024")
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+FIRST = (
+    "SDXL: 2x10x4096, 4096",
+    "SD 1.5: 2x8x4096, 4096",
+    "SDXL: 2x10x4096, 77",
+    "SD 1.5: 2x8x4096, 77",
+    "VAE: 1x1x16384",
+    "VAE: 1x128x1024x1024",
+    "VAE: 1x256x1024x1024",
+    "VAE: 1x512x512x512",
+    "SDXL: 2x20x1024, 1024",
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +38,11 @@ class Case:
 
     name: str
     contenders: dict[str, Callable]
-    inputs: list[tuple[int, ...]]    # shapes
+    inputs: list[tuple[int, ...]]  # shapes
     work: float
     backward_work: float
-    unit: str                        # TFLOP/s or GB/s
-    layout: Callable = lambda x: x   # memory layout of the first input
+    unit: str  # TFLOP/s or GB/s
+    layout: Callable = lambda x: x  # memory layout of the first input
 
     @property
     def exact(self) -> Callable:
@@ -54,12 +66,19 @@ def attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal
         def call(*inputs: Tensor) -> Tensor:
             with sdpa_kernel(backend):
                 return default(*inputs)
+
         return call
 
     contenders = {"ours": ours, "default": default} | {key: with_backend(value) for key, value in BACKENDS.items()}
     flop = 4 * b * heads * n * m * d / (2 if causal else 1)
-    return Case(f"attention, {name}: {b}x{heads}x{n}, {m} keys, head {d}", contenders,
-                [(b, n, heads, d), (b, m, heads, d), (b, m, heads, d)], flop, 2.5 * flop, "TFLOP/s")
+    return Case(
+        f"attention, {name}: {b}x{heads}x{n}, {m} keys, head {d}",
+        contenders,
+        [(b, n, heads, d), (b, m, heads, d), (b, m, heads, d)],
+        flop,
+        2.5 * flop,
+        "TFLOP/s",
+    )
 
 
 def group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, shift: bool = False) -> Case:
@@ -67,50 +86,79 @@ def group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, s
         return F.silu(F.group_norm(x if shift is None else x + shift[:, :, None, None], 32, weight, bias, 1e-5))
 
     ours = lambda x, weight, bias, shift=None: group_norm.group_norm(x, weight, bias, 32, 1e-5, True, shift)
-    moved = b * c * size * size * 2                  # bytes of 16-bit numbers: read twice, written once
+    moved = b * c * size * size * 2  # bytes of 16-bit numbers: read twice, written once
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return Case(f"GroupNorm + SiLU{' of a sum' * shift}, {name}: {b}x{c}x{size}x{size}, "
-                f"{'channels-last' if channels_last else 'contiguous'}", {"ours": ours, "native": native},
-                [(b, c, size, size), (c,), (c,)] + [(b, c)] * shift, 3 * moved, 5 * moved, "GB/s",
-                lambda x: x.contiguous(memory_format=layout))
+    return Case(
+        f"GroupNorm + SiLU{' of a sum' * shift}, {name}: {b}x{c}x{size}x{size}, "
+        f"{'channels-last' if channels_last else 'contiguous'}",
+        {"ours": ours, "native": native},
+        [(b, c, size, size), (c,), (c,)] + [(b, c)] * shift,
+        3 * moved,
+        5 * moved,
+        "GB/s",
+        lambda x: x.contiguous(memory_format=layout),
+    )
 
 
 def layer_norm_case(r: int, d: int) -> Case:
     """The sum is a result, too: two tensors come in and two go out, forward and backward."""
+
     def native(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         total = x + y
         return total, F.layer_norm(total, (d,), weight, bias)
 
     ours = lambda x, y, weight, bias: layer_norm.add_layer_norm(x, y, weight, bias, 1e-5)
     moved = 4 * r * d * 2
-    return Case(f"add, LayerNorm: {r}x{d}", {"ours": ours, "native": native}, [(r, d), (r, d), (d,), (d,)],
-                moved, moved, "GB/s")
+    return Case(
+        f"add, LayerNorm: {r}x{d}", {"ours": ours, "native": native}, [(r, d), (r, d), (d,), (d,)], moved, moved, "GB/s"
+    )
 
 
 def geglu_case(r: int, d: int, bias: bool = False) -> Case:
     """As in the networks, whose projection adds its own bias; adding it in the kernel is an experiment."""
+
     def native(x: Tensor, bias: Tensor | None = None) -> Tensor:
         value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
-    return Case(f"{'fusion experiment: bias, ' * bias}GEGLU: {r}x{d}", {"ours": geglu.geglu, "native": native},
-                [(r, 2 * d)] + [(2 * d,)] * bias, 2 * 3 * r * d, 2 * 5 * r * d, "GB/s")
+    return Case(
+        f"{'fusion experiment: bias, ' * bias}GEGLU: {r}x{d}",
+        {"ours": geglu.geglu, "native": native},
+        [(r, 2 * d)] + [(2 * d,)] * bias,
+        2 * 3 * r * d,
+        2 * 5 * r * d,
+        "GB/s",
+    )
 
 
 def cases() -> list[Case]:
     """Shapes of SD 1.5 at 512, SD 2.1 at 768 and SDXL at 1024 pixels, with guidance: batch 2; the VAE's: batch 1.
     The most important come first."""
-    attends = [("SD 1.5", 8, 4096, 40), ("SD 1.5", 8, 1024, 80), ("SD 1.5", 8, 256, 160), ("SD 1.5", 8, 64, 160),
-               ("SD 2.1", 5, 9216, 64), ("SD 2.1", 10, 2304, 64), ("SD 2.1", 20, 576, 64), ("SD 2.1", 20, 144, 64),
-               ("SDXL", 10, 4096, 64), ("SDXL", 20, 1024, 64)]
+    attends = [
+        ("SD 1.5", 8, 4096, 40),
+        ("SD 1.5", 8, 1024, 80),
+        ("SD 1.5", 8, 256, 160),
+        ("SD 1.5", 8, 64, 160),
+        ("SD 2.1", 5, 9216, 64),
+        ("SD 2.1", 10, 2304, 64),
+        ("SD 2.1", 20, 576, 64),
+        ("SD 2.1", 20, 144, 64),
+        ("SDXL", 10, 4096, 64),
+        ("SDXL", 20, 1024, 64),
+    ]
     found = [attention_case(name, 2, heads, n, m, d) for name, heads, n, d in attends for m in (n, 77)]
     found += [attention_case("VAE", 1, 1, n, n, 512) for n in (4096, 9216, 16384)]
     found += [attention_case("text tower", 2, heads, 77, 77, 64, causal=True) for heads in (12, 16, 20)]
     for channels_last in (True, False):
-        found += [group_norm_case("VAE", 1, c, size, channels_last)
-                  for c, size in ((512, 128), (512, 256), (512, 512), (256, 1024), (128, 1024))]
-        found += [group_norm_case("UNet", 2, c, size, channels_last, shift)
-                  for c, size in ((320, 128), (640, 64), (1280, 32), (320, 64), (1280, 8)) for shift in (False, True)]
+        found += [
+            group_norm_case("VAE", 1, c, size, channels_last)
+            for c, size in ((512, 128), (512, 256), (512, 512), (256, 1024), (128, 1024))
+        ]
+        found += [
+            group_norm_case("UNet", 2, c, size, channels_last, shift)
+            for c, size in ((320, 128), (640, 64), (1280, 32), (320, 64), (1280, 8))
+            for shift in (False, True)
+        ]
         found += [group_norm_case("UNet", 2, c, size, channels_last) for c, size in ((960, 128), (2560, 32))]
     found += [layer_norm_case(r, d) for r, d in ((8192, 320), (18432, 320), (8192, 640), (2048, 1280), (154, 768))]
     found += [geglu_case(r, d) for r, d in ((8192, 1280), (18432, 1280), (8192, 2560), (2048, 5120))]

@@ -47,7 +47,7 @@ class Problem(NamedTuple):
     levels: NoiseTable
     noise: Tensor
     seeds: list[int]
-    samples: Tensor | None = None     # draws of the true distribution
+    samples: Tensor | None = None  # draws of the true distribution
     picture: Callable[[Tensor], Tensor] | None = None
 
 
@@ -56,16 +56,20 @@ class Run(NamedTuple):
     schedule: str
     steps: int
     evaluations: int
-    error: float                      # from the end of the exact path; NaN for a sampler that adds noise
-    distance: float                   # of the distributions; NaN where that is not known
+    error: float  # from the end of the exact path; NaN for a sampler that adds noise
+    distance: float  # of the distributions; NaN where that is not known
     end: Tensor
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", choices=("mixture", "model"), default="mixture")
-    parser.add_argument("--samplers", nargs="+", metavar="NAME",
-                        default=["euler", "heun", "dpmpp_2m", "uni_pc", "lms", "euler_ancestral"])
+    parser.add_argument(
+        "--samplers",
+        nargs="+",
+        metavar="NAME",
+        default=["euler", "heun", "dpmpp_2m", "uni_pc", "lms", "euler_ancestral"],
+    )
     parser.add_argument("--schedules", nargs="+", default=["karras", "normal", "ays_sdxl"], metavar="NAME")
     parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="(default: 5 10 20 40 80; model: 4 8 16)")
     parser.add_argument("--seed", type=int, default=0)
@@ -99,11 +103,14 @@ def model_problem(args: argparse.Namespace) -> Problem:
     facts, seeds = model.facts, [args.seed + k for k in range(args.count or 2)]
     levels = tasks.noise_levels(facts.noise)
     sizes = conditioning.Sizes(original=(facts.size, facts.size), target=(facts.size, facts.size))
-    cond, uncond = (conditioning.encode(model.texts, model.tokenizer, facts, [text] * len(seeds), sizes)
-                    for text in (args.prompt, None))
+    cond, uncond = (
+        conditioning.encode(model.texts, model.tokenizer, facts, [text] * len(seeds), sizes)
+        for text in (args.prompt, None)
+    )
     scale = facts.guidance if args.guidance is None else args.guidance
-    network = (guidance.classifier_free(model.unet, cond, uncond, scale) if scale > 1
-               else guidance.condition(model.unet, cond))
+    network = (
+        guidance.classifier_free(model.unet, cond, uncond, scale) if scale > 1 else guidance.condition(model.unet, cond)
+    )
     side = facts.size // facts.vae.factor
     noise = Streams(seeds, (facts.vae.latent_channels, side, side), args.device).draw()
     return Problem(denoiser(network, levels, facts.prediction), levels, noise, seeds, picture=model.to_image)
@@ -137,8 +144,11 @@ def sample(problem: Problem, name: str, schedule: str, steps: int, exact: Tensor
 
     sigmas, _ = choose(problem.levels, schedule, steps, ends_at_zero=False)
     shape = problem.noise.shape[1:]
-    source = (BrownianTree(problem.seeds, shape, sigmas[-1] / 2, 2 * sigmas[0], device) if sampler.noise == "brownian"
-              else Streams([seed + 1000 for seed in problem.seeds], shape, device))
+    source = (
+        BrownianTree(problem.seeds, shape, sigmas[-1] / 2, 2 * sigmas[0], device)
+        if sampler.noise == "brownian"
+        else Streams([seed + 1000 for seed in problem.seeds], shape, device)
+    )
 
     def noise(sigma: float, lower: float) -> Tensor:
         nonlocal draws
@@ -171,30 +181,55 @@ def draw_plots(plt, args: argparse.Namespace, problem: Problem, runs: list[Run],
     def against_cost(value: str, ylabel: str, floor: float | None = None) -> list[Path]:
         def draw(axes, schedule: str):
             of = {name: [run for run in runs if (run.sampler, run.schedule) == (name, schedule)] for name in names}
-            lines = {name: ([run.evaluations for run in found], [getattr(run, value) for run in found])
-                     for name, found in of.items() if getattr(found[0], value) > 0}
+            lines = {
+                name: ([run.evaluations for run in found], [getattr(run, value) for run in found])
+                for name, found in of.items()
+                if getattr(found[0], value) > 0
+            }
             plots.curves(axes, lines, names, "network evaluations", ylabel, floor)
-        return [plots.figure(plt, args.out / f"{value}-{name.replace(':', '-')}.png", name,
-                             partial(draw, schedule=name)) for name in args.schedules]
+
+        return [
+            plots.figure(plt, args.out / f"{value}-{name.replace(':', '-')}.png", name, partial(draw, schedule=name))
+            for name in args.schedules
+        ]
 
     if any(run.error == run.error for run in runs):
         files["Error against cost"] = against_cost("error", "root mean square error")
     if problem.samples is not None:
         fresh = FIVE.draw(len(problem.samples), torch.Generator().manual_seed(args.seed + 1))
-        files["Distance of the distributions"] = against_cost("distance", "sliced Wasserstein distance",
-                                                              sliced_wasserstein(fresh, problem.samples))
+        files["Distance of the distributions"] = against_cost(
+            "distance", "sliced Wasserstein distance", sliced_wasserstein(fresh, problem.samples)
+        )
     chosen = {name: choose(problem.levels, name, shown, ends_at_zero=False)[0] for name in args.schedules}
-    files[f"Where {shown} steps go"] = [plots.figure(
-        plt, args.out / "levels.png", "", lambda axes: plots.levels(axes, chosen), 6.4, 0.9 + 0.36 * len(chosen))]
+    files[f"Where {shown} steps go"] = [
+        plots.figure(
+            plt, args.out / "levels.png", "", lambda axes: plots.levels(axes, chosen), 6.4, 0.9 + 0.36 * len(chosen)
+        )
+    ]
     if problem.samples is not None:
         files[f"Paths of {shown} steps, {first}"] = [
-            plots.figure(plt, args.out / f"paths-{name}.png", name, lambda axes, name=name, k=k: plots.paths(
-                axes, states[name], exact, problem.samples, plots.colour(k), 4 if SAMPLERS[name].noise else 14),
-                height=4.2) for k, name in enumerate(names)]
+            plots.figure(
+                plt,
+                args.out / f"paths-{name}.png",
+                name,
+                lambda axes, name=name, k=k: plots.paths(
+                    axes, states[name], exact, problem.samples, plots.colour(k), 4 if SAMPLERS[name].noise else 14
+                ),
+                height=4.2,
+            )
+            for k, name in enumerate(names)
+        ]
     else:
         files[f"Pictures, {first}"] = [
-            plots.figure(plt, args.out / f"pictures-{name}.png", name, lambda axes, name=name: plots.pictures(
-                axes, *gallery(problem, runs, name, first, exact[-1][1])), height=3.4) for name in names]
+            plots.figure(
+                plt,
+                args.out / f"pictures-{name}.png",
+                name,
+                lambda axes, name=name: plots.pictures(axes, *gallery(problem, runs, name, first, exact[-1][1])),
+                height=3.4,
+            )
+            for name in names
+        ]
     return files
 
 
@@ -215,6 +250,7 @@ def middle(steps: list[int]) -> int:
 
 def write_page(args: argparse.Namespace, runs: list[Run], drawn: dict[str, list[Path]], about: str) -> Path:
     """One file that needs no other."""
+
     def image(path: Path) -> str:
         data = base64.b64encode(path.read_bytes()).decode()
         return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
@@ -222,8 +258,11 @@ def write_page(args: argparse.Namespace, runs: list[Run], drawn: dict[str, list[
     def number(value: float, form: str) -> str:
         return format(value, form) if value == value else "–"
 
-    sections = "\n".join(f'<h2>{html.escape(title)}</h2>\n<div class="{"plots" if files[1:] else "alone"}">'
-                         f'{"".join(map(image, files))}</div>' for title, files in drawn.items())
+    sections = "\n".join(
+        f'<h2>{html.escape(title)}</h2>\n<div class="{"plots" if files[1:] else "alone"}">'
+        f"{''.join(map(image, files))}</div>"
+        for title, files in drawn.items()
+    )
     rows = []
     for name, schedule in product(args.samplers, args.schedules):
         of = [run for run in runs if (run.sampler, run.schedule) == (name, schedule)]
@@ -232,8 +271,10 @@ def write_page(args: argparse.Namespace, runs: list[Run], drawn: dict[str, list[
     page = args.out / "lab.html"
     template = Template(Path(plots.__file__).with_name("page.html").read_text(encoding="utf-8"))
     heads = "".join(f"<th>{n} steps" for n in args.steps)
-    page.write_text(template.substitute(about=html.escape(about), sections=sections, heads=heads, rows="\n".join(rows)),
-                    encoding="utf-8")
+    page.write_text(
+        template.substitute(about=html.escape(about), sections=sections, heads=heads, rows="\n".join(rows)),
+        encoding="utf-8",
+    )
     return page
 
 
@@ -249,11 +290,13 @@ def experiment(args: argparse.Namespace, plt):
     args.schedules = list(dict.fromkeys(args.schedules))
     two = [name for name in args.samplers if SAMPLERS[name].takes_pairs]
     if two and args.problem == "model":
-        raise ValueError(f"{', '.join(two)}: CFG++ follows no path that an error could be measured from: leave it out, "
-                         "or take the mixture, which has no guidance")
+        raise ValueError(
+            f"{', '.join(two)}: CFG++ follows no path that an error could be measured from: leave it out, "
+            "or take the mixture, which has no guidance"
+        )
     problem = mixture_problem(args) if args.problem == "mixture" else model_problem(args)
     for schedule, steps in product(args.schedules, args.steps):
-        choose(problem.levels, schedule, steps)   # refuse a wrong name before the first run
+        choose(problem.levels, schedule, steps)  # refuse a wrong name before the first run
     exact = exact_path(problem, max(16, 2 * max(args.steps)) if problem.picture else 400)
     runs, states = [], {}
     with tqdm(total=len(args.samplers) * len(args.schedules) * len(args.steps), unit="run", disable=None) as bar:
@@ -266,10 +309,20 @@ def experiment(args: argparse.Namespace, plt):
     args.out.mkdir(parents=True, exist_ok=True)
     drawn = draw_plots(plt, args, problem, runs, states, exact)
     write_table(args, runs)
-    what = (f"{problem.noise.shape[-1]} points of a mixture of five Gaussians" if problem.samples is not None
-            else f"latents of {args.model or 'the miniature'} for {args.prompt!r}")
-    print(write_page(args, runs, drawn, f"Sampled: {what}, seed {args.seed}, from noise level "
-                     f"{problem.levels.sigma_max:.4g} down to {problem.levels.sigma_min:.3g}."))
+    what = (
+        f"{problem.noise.shape[-1]} points of a mixture of five Gaussians"
+        if problem.samples is not None
+        else f"latents of {args.model or 'the miniature'} for {args.prompt!r}"
+    )
+    print(
+        write_page(
+            args,
+            runs,
+            drawn,
+            f"Sampled: {what}, seed {args.seed}, from noise level "
+            f"{problem.levels.sigma_max:.4g} down to {problem.levels.sigma_min:.3g}.",
+        )
+    )
 
 
 def main():
@@ -281,6 +334,7 @@ def main():
         fail("--seed: choose 0 or more")
     try:
         import matplotlib.pyplot as plt
+
         plt.switch_backend("Agg")
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib, or this project with its extra viz")
@@ -290,7 +344,7 @@ def main():
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:   # CheckpointError is a ValueError
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(str(error).splitlines()[0])
 
 

@@ -31,8 +31,18 @@ from samplers import SAMPLERS, find
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TASK_FLAGS = {"steps": int, "guidance": float, "sampler": str, "schedule": str, "height": int, "width": int}
-MODEL_FLAGS = {"model": str, "variant": str, "revision": str, "unet": str, "vae": str, "prediction": str, "ema": bool,
-               "lora": list, "embedding": list, "partial_lora": bool}
+MODEL_FLAGS = {
+    "model": str,
+    "variant": str,
+    "revision": str,
+    "unet": str,
+    "vae": str,
+    "prediction": str,
+    "ema": bool,
+    "lora": list,
+    "embedding": list,
+    "partial_lora": bool,
+}
 RECORDED = TASK_FLAGS | MODEL_FLAGS | {"prompt": str, "negative": str, "dtype": str, "seed": int}
 
 
@@ -43,8 +53,9 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with one prompt per line")
     what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
     parser.add_argument("--negative", help="what to move away from")
-    parser.add_argument("--model", help="a folder, a .safetensors file or owner/name on the hub (default: the "
-                                        "miniature)")
+    parser.add_argument(
+        "--model", help="a folder, a .safetensors file or owner/name on the hub (default: the miniature)"
+    )
     parser.add_argument("--variant", help="weight files to take, for example fp16")
     parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
     parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
@@ -53,10 +64,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prediction", choices=("eps", "v"), help="of an SD 2 file that does not say it")
     parser.add_argument("--ema", action="store_true", default=None, help="the averaged UNet of a single file")
     parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="an adapter; may be repeated")
-    parser.add_argument("--partial-lora", action="store_true", default=None,
-                        help="leave out what has no place in the model, and say what")
-    parser.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]",
-                        help="a textual inversion; may be repeated")
+    parser.add_argument(
+        "--partial-lora",
+        action="store_true",
+        default=None,
+        help="leave out what has no place in the model, and say what",
+    )
+    parser.add_argument(
+        "--embedding", action="append", metavar="FILE[:TOKEN]", help="a textual inversion; may be repeated"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
@@ -125,11 +141,16 @@ def settings(args: argparse.Namespace, record: dict) -> dict:
 def parameters(record: dict) -> str:
     """The record as the text that A1111's programs read."""
     negative = f"\nNegative prompt: {record['negative']}" if record["negative"] else ""
-    facts = {"Steps": record["steps"], "Sampler": SAMPLERS[find(record["sampler"])].label or record["sampler"],
-             "Schedule type": record["schedule"].capitalize(), "CFG scale": record["guidance"],
-             "Seed": record["seed"], "Size": f"{record['width']}x{record['height']}",
-             "Model hash": model_hash(record["files"]),
-             "Model": Path(record["model"] or weights.MINIATURE).name}
+    facts = {
+        "Steps": record["steps"],
+        "Sampler": SAMPLERS[find(record["sampler"])].label or record["sampler"],
+        "Schedule type": record["schedule"].capitalize(),
+        "CFG scale": record["guidance"],
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": model_hash(record["files"]),
+        "Model": Path(record["model"] or weights.MINIATURE).name,
+    }
     quoted = [f"{key}: {json.dumps(value) if set(str(value)) & set(',:') else value}" for key, value in facts.items()]
     return record["prompt"] + negative + "\n" + ", ".join(quoted)
 
@@ -168,8 +189,17 @@ def load(chosen: dict, args: argparse.Namespace) -> tuple[Model, dict]:
     divide = [divided(text) for text in chosen["lora"] or ()]
     loras = [(source, number(strength or "1", f"--lora {source}")) for source, strength in divide]
     model = weights.load(
-        chosen["model"] or weights.MINIATURE, DTYPES[chosen["dtype"]], args.device, chosen["variant"],
-        chosen["revision"], args.offline, chosen["unet"], chosen["vae"], chosen["prediction"], bool(chosen["ema"]))
+        chosen["model"] or weights.MINIATURE,
+        DTYPES[chosen["dtype"]],
+        args.device,
+        chosen["variant"],
+        chosen["revision"],
+        args.offline,
+        chosen["unet"],
+        chosen["vae"],
+        chosen["prediction"],
+        bool(chosen["ema"]),
+    )
     added, adapters, revisions = {}, [], dict(model.revisions)
 
     def fetched(source: str) -> Path:
@@ -210,26 +240,40 @@ def draw(args: argparse.Namespace, prompts: list[str], chosen: dict, record: dic
     model, origin = load(chosen, args)
     for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
         chosen[key] = default if chosen[key] is None or key == "sampler" else chosen[key]
-    told = chosen | origin | dict(revision=model.revisions.get(chosen["model"], chosen["revision"]),
-                                  torch=torch.__version__, ldm=version("ldm"))
+    told = (
+        chosen
+        | origin
+        | dict(
+            revision=model.revisions.get(chosen["model"], chosen["revision"]),
+            torch=torch.__version__,
+            ldm=version("ldm"),
+        )
+    )
     for key in ("files", "added", "torch", "ldm"):
         if key in record and record[key] != told[key]:
             warn(f"{args.again} was made with other {key}: it may come out differently")
-    for text, cut in zip([*prompts, chosen["negative"] or ""],
-                         model.tokenizer([*prompts, chosen["negative"] or ""]).cut):
+    for text, cut in zip(
+        [*prompts, chosen["negative"] or ""], model.tokenizer([*prompts, chosen["negative"] or ""]).cut
+    ):
         if cut:
             warn(f"too long, the end is not read: {shorten(text, 40)!r} is cut before {shorten(cut, 60)!r}")
 
     single = args.out.suffix.lower() == ".png"
     folder = args.out.parent if single else args.out
     jobs = [(prompt, chosen["seed"] + k) for prompt in prompts for k in range(args.count)]
-    tasks.pair(*zip(*jobs))   # refuse a wrong seed before the first picture is drawn
+    tasks.pair(*zip(*jobs))  # refuse a wrong seed before the first picture is drawn
     images, number = [], next_number(folder)
     with tqdm(total=-(-len(jobs) // args.batch) * chosen["steps"], unit="step", disable=None) as bar:
         for first in range(0, len(jobs), args.batch):
-            batch, seeds = zip(*jobs[first:first + args.batch])
-            drawn = tasks.text_to_image(model, batch, seeds=seeds, negative=chosen["negative"],
-                                        watch=lambda step: bar.update(), **{key: chosen[key] for key in TASK_FLAGS})
+            batch, seeds = zip(*jobs[first : first + args.batch])
+            drawn = tasks.text_to_image(
+                model,
+                batch,
+                seeds=seeds,
+                negative=chosen["negative"],
+                watch=lambda step: bar.update(),
+                **{key: chosen[key] for key in TASK_FLAGS},
+            )
             folder.mkdir(parents=True, exist_ok=True)
             for k, (image, prompt, seed) in enumerate(zip(drawn, batch, seeds), first):
                 path = args.out if single else folder / f"{number + k:05d}-{seed}.png"
@@ -269,7 +313,7 @@ def main():
     except KeyboardInterrupt:
         print("stopped; the pictures named above are complete", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:   # CheckpointError is a ValueError
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(str(error).splitlines()[0])
 
 

@@ -23,7 +23,7 @@ SD15 = dict(
     block_out_channels=[320, 640, 1280, 1280],
     down_block_types=[CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN],
     up_block_types=[UP, CROSS_UP, CROSS_UP, CROSS_UP],
-    attention_head_dim=8,                  # the number of heads, whatever its name says
+    attention_head_dim=8,  # the number of heads, whatever its name says
     cross_attention_dim=768,
 )
 SD2 = SD15 | dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
@@ -99,13 +99,10 @@ TAESD = dict(
 
 CLIP_L = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
 CLIP_H = dict(num_hidden_layers=23, hidden_size=1024, num_attention_heads=16, intermediate_size=4096)
-CLIP_BIGG = dict(num_hidden_layers=32, hidden_size=1280, num_attention_heads=20, intermediate_size=5120,
-                 projection_dim=1280)
-CLIPS = {
-    "l": (CLIPTextModel, CLIP_L),
-    "h": (CLIPTextModel, CLIP_H),
-    "bigg": (CLIPTextModelWithProjection, CLIP_BIGG),
-}
+CLIP_BIGG = dict(
+    num_hidden_layers=32, hidden_size=1280, num_attention_heads=20, intermediate_size=5120, projection_dim=1280
+)
+CLIPS = {"l": (CLIPTextModel, CLIP_L), "h": (CLIPTextModel, CLIP_H), "bigg": (CLIPTextModelWithProjection, CLIP_BIGG)}
 
 
 def shapes(module: torch.nn.Module) -> dict[str, list[int]]:

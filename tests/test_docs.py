@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from conftest import ROOT
+from support.paths import ROOT
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from support.paths import ROOT
+
 STANDARD = sys.stdlib_module_names
-MAY_IMPORT = {                       # module -> what it may import beyond the standard library
+MAY_IMPORT = {  # module -> what it may import beyond the standard library
     "ldm.__init__": set(),
     "ldm.config": set(),
     "ldm.ops": {"torch", "einops", "ldm.kernels"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {                       # module -> what it may import beyond the s
     "samplers.noise": {"torch", "numpy", "samplers"},
     "weights": {"torch", "ldm", "weights", "safetensors", "huggingface_hub", "numpy"},
 }
-LINES = 300       # of a source file; a smell, so a file that needs more is named below with its reason
+LINES = 300  # of a source file; a smell, so a file that needs more is named below with its reason
 ALLOWED = {}
 
 
@@ -50,7 +51,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join(base + ([node.module] if node.module else []))
             submodule = (ROOT / stem.replace(".", "/")).is_dir()
             names |= {f"{stem}.{alias.name}" for alias in node.names} if submodule else {stem}
@@ -65,7 +66,7 @@ def permits(allowed: set[str], name: str) -> bool:
 def test_imports_run_one_way(path):
     name = module_name(path)
     parts = name.split(".")
-    packages = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]   # itself first, then what it is in
+    packages = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]  # itself first, then what it is in
     allowed = next((MAY_IMPORT[package] for package in packages if package in MAY_IMPORT), set())
     wrong = [n for n in imported(path) if not permits(allowed, n)]
     assert not wrong, f"{name} imports {wrong}; allowed: {sorted(allowed)}"
@@ -88,17 +89,21 @@ def test_no_pickle_and_no_eval_outside_training():
         text = path.read_text()
         assert not calls & {"eval", "exec"}, path
         assert not re.search(r"^\s*(import|from) +(pickle|dill|shelve|marshal)\b", text, re.M), path
-        allowed = "miniature" in path.parts or path.name == "convert.py"   # its own checkpoints; a child process
+        allowed = "miniature" in path.parts or path.name == "convert.py"  # its own checkpoints; a child process
         assert "torch.load" not in calls or allowed, path
 
 
 def test_import_is_light():
     """Readers of a traceback and users of the library pay for torch, and for nothing else of that size."""
-    code = ("import sys, time, torch; t = time.process_time(); import weights, samplers, ldm.tasks; "
-            "print(time.process_time() - t); "
-            "print([m for m in ('transformers', 'diffusers', 'torchvision', 'timm', 'open_clip', 'matplotlib') "
-            "if m in sys.modules])")
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-            for _ in range(3)]
+    code = (
+        "import sys, time, torch; t = time.process_time(); import weights, samplers, ldm.tasks; "
+        "print(time.process_time() - t); "
+        "print([m for m in ('transformers', 'diffusers', 'torchvision', 'timm', 'open_clip', 'matplotlib') "
+        "if m in sys.modules])"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for _ in range(3)
+    ]
     assert all(run.splitlines()[1] == "[]" for run in runs)
     assert min(float(run.splitlines()[0]) for run in runs) < 0.5

@@ -16,7 +16,7 @@ from .recognize import WORDS, describe, is_whole, networks, recognize, under, wh
 from .safetensors_file import read_header
 from .settings import Settings
 
-SEQUENCE = re.compile(r"\d+\.")   # as the keys of TAESD's original files begin
+SEQUENCE = re.compile(r"\d+\.")  # as the keys of TAESD's original files begin
 KINDS = {"unet": UNetConfig, "vae": VAEConfig | TinyVAEConfig, "text": CLIPConfig}
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -73,8 +73,13 @@ def both_halves(path: Path, stored: Stored) -> Stored:
     other = "encoder" if here == "decoder" else "decoder"
     beside = path.with_name(path.name.replace(here, other))
     if here not in path.name or not beside.exists():
-        raise CheckpointError(f"{path} is one half of TAESD, its {here}: its {other} is expected beside it, and "
-                              f"{shown(here)} and {shown(other)} in their names")
+        raise CheckpointError(
+            f"{path} is one half of TAESD, its {here}: its {other} is expected beside it, and "
+            f"{shown(here)} and {shown(other)} in their names"
+        )
     halves = {here: stored, other: read_stored(beside)}
-    return {f"{half}.layers.{int(key.split('.')[0]) - (half == 'decoder')}.{key.split('.', 1)[1]}": held
-            for half in ("encoder", "decoder") for key, held in halves[half].items()}
+    return {
+        f"{half}.layers.{int(key.split('.')[0]) - (half == 'decoder')}.{key.split('.', 1)[1]}": held
+        for half in ("encoder", "decoder")
+        for key, held in halves[half].items()
+    }

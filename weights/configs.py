@@ -12,26 +12,56 @@ from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEC
 from .settings import DEEPEST, Settings, is_whole
 
 SILU = ("silu", "swish")
-UNET_ONLY = {   # setting -> the values we implement, the first of them its default
-    "_class_name": ("UNet2DConditionModel",), "act_fn": SILU, "norm_eps": (1e-5,), "center_input_sample": (False,),
-    "flip_sin_to_cos": (True,), "freq_shift": (0,), "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,), "time_embedding_act_fn": (None,), "timestep_post_act": (None,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "mid_block_scale_factor": (1,),
-    "mid_block_only_cross_attention": (None, False), "downsample_padding": (1,), "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,), "resnet_time_scale_shift": ("default",), "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1,), "reverse_transformer_layers_per_block": (None,), "dual_cross_attention": (False,),
-    "attention_type": ("default",), "cross_attention_norm": (None,), "class_embeddings_concat": (False,),
-    "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
-    "class_embed_type": (None, "projection"), "addition_embed_type": (None, "text_time"),
+UNET_ONLY = {  # setting -> the values we implement, the first of them its default
+    "_class_name": ("UNet2DConditionModel",),
+    "act_fn": SILU,
+    "norm_eps": (1e-5,),
+    "center_input_sample": (False,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "mid_block_scale_factor": (1,),
+    "mid_block_only_cross_attention": (None, False),
+    "downsample_padding": (1,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1,),
+    "reverse_transformer_layers_per_block": (None,),
+    "dual_cross_attention": (False,),
+    "attention_type": ("default",),
+    "cross_attention_norm": (None,),
+    "class_embeddings_concat": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "class_embed_type": (None, "projection"),
+    "addition_embed_type": (None, "text_time"),
 }
-VAE_ONLY = {"_class_name": ("AutoencoderKL",), "act_fn": SILU, "shift_factor": (None, 0),
-            "mid_block_add_attention": (True,), "use_quant_conv": (True,), "use_post_quant_conv": (True,)}
-TINY_ONLY = {"_class_name": ("AutoencoderTiny",), "act_fn": ("relu",), "upsample_fn": ("nearest",),
-             "upsampling_scaling_factor": (2,), "scaling_factor": (1.0,), "shift_factor": (0.0, None)}
-TINY_LATENT = LatentConfig(scale=1.0)   # TAESD reads and writes latents as the UNet has them
+VAE_ONLY = {
+    "_class_name": ("AutoencoderKL",),
+    "act_fn": SILU,
+    "shift_factor": (None, 0),
+    "mid_block_add_attention": (True,),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+}
+TINY_ONLY = {
+    "_class_name": ("AutoencoderTiny",),
+    "act_fn": ("relu",),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+    "scaling_factor": (1.0,),
+    "shift_factor": (0.0, None),
+}
+TINY_LATENT = LatentConfig(scale=1.0)  # TAESD reads and writes latents as the UNet has them
 CLIP_ONLY = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 
-DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}   # has it attention?
+DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it attention?
 UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 
 
@@ -42,12 +72,12 @@ def unet_config(json: Settings) -> UNetConfig:
     levels = len(channels)
     attention = attention_levels(json, levels)
     heads_key = "attention_head_dim" if json.values.get("num_attention_heads") is None else "num_attention_heads"
-    heads = json.per_level(heads_key, 8, levels)   # the number of heads, whatever its first name says
+    heads = json.per_level(heads_key, 8, levels)  # the number of heads, whatever its first name says
     depth = json.per_level("transformer_layers_per_block", 1, levels, DEEPEST)
     cross_only = json.flags("only_cross_attention", levels)
     groups = json.whole("norm_num_groups", 32)
     check_divides(json, "norm_num_groups", channels, [groups] * levels)
-    used = [i for i in range(levels) if attention[i] or i == levels - 1]   # the middle has the heads of the last level
+    used = [i for i in range(levels) if attention[i] or i == levels - 1]  # the middle has the heads of the last level
     check_divides(json, heads_key, [channels[i] for i in used], [heads[i] for i in used])
     return UNetConfig(
         in_channels=json.whole("in_channels", 4),
@@ -61,7 +91,8 @@ def unet_config(json: Settings) -> UNetConfig:
         layers=json.equal("layers_per_block", 2, levels, DEEPEST),
         groups=groups,
         cross_only=cross_only if any(cross_only) else (),
-        **added_embeddings(json))
+        **added_embeddings(json),
+    )
 
 
 def attention_levels(json: Settings, count: int) -> tuple[bool, ...]:
@@ -84,9 +115,12 @@ def added_embeddings(json: Settings) -> dict[str, int]:
     width = json.whole("projection_class_embeddings_input_dim", None) if by_class or by_addition else 0
     rows = None if by_class else json.values.get("num_class_embeds")
     guidance = json.values.get("time_cond_proj_dim")
-    return dict(vector_dim=width if by_addition else 0, class_dim=width if by_class else 0,
-                class_count=0 if rows is None else json.whole("num_class_embeds", None),
-                guidance_dim=0 if guidance is None else json.whole("time_cond_proj_dim", None))
+    return dict(
+        vector_dim=width if by_addition else 0,
+        class_dim=width if by_class else 0,
+        class_count=0 if rows is None else json.whole("num_class_embeds", None),
+        guidance_dim=0 if guidance is None else json.whole("time_cond_proj_dim", None),
+    )
 
 
 def check_divides(json: Settings, key: str, channels: Sequence[int], parts: Sequence[int]) -> None:
@@ -114,8 +148,13 @@ def vae_config(json: Settings) -> VAEConfig:
     image = json.whole("in_channels", 3)
     if json.whole("out_channels", 3) != image:
         json.refuse("out_channels", f"as many as in_channels, {image}, are expected")
-    return VAEConfig(channels=channels, latent_channels=json.whole("latent_channels", 4), image_channels=image,
-                     layers=json.whole("layers_per_block", 1, most=DEEPEST), groups=groups)
+    return VAEConfig(
+        channels=channels,
+        latent_channels=json.whole("latent_channels", 4),
+        image_channels=image,
+        layers=json.whole("layers_per_block", 1, most=DEEPEST),
+        groups=groups,
+    )
 
 
 def tiny_vae_config(json: Settings) -> TinyVAEConfig:
@@ -151,11 +190,16 @@ def clip_config(json: Settings, projected: bool) -> CLIPConfig:
     json.only(CLIP_ONLY)
     width, heads = json.whole("hidden_size", 512), json.whole("num_attention_heads", 8)
     check_divides(json, "num_attention_heads", [width], [heads])
-    return CLIPConfig(layers=json.whole("num_hidden_layers", 12, most=DEEPEST), width=width, heads=heads,
-                      hidden=json.whole("intermediate_size", 2048),
-                      quick_gelu=json.values.get("hidden_act", "quick_gelu") == "quick_gelu",
-                      projection=json.whole("projection_dim", 512) if projected else 0,
-                      vocab=json.whole("vocab_size", 49408), length=json.whole("max_position_embeddings", 77))
+    return CLIPConfig(
+        layers=json.whole("num_hidden_layers", 12, most=DEEPEST),
+        width=width,
+        heads=heads,
+        hidden=json.whole("intermediate_size", 2048),
+        quick_gelu=json.values.get("hidden_act", "quick_gelu") == "quick_gelu",
+        projection=json.whole("projection_dim", 512) if projected else 0,
+        vocab=json.whole("vocab_size", 49408),
+        length=json.whole("max_position_embeddings", 77),
+    )
 
 
 def part_config(json: Settings) -> UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig:

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from .errors import CheckpointError, shown
 
-HALF = re.compile("[\ud800-\udfff]")   # of a character beyond 16 bits; JSON can write one alone
-LARGEST = 100_000_000   # bytes of JSON; the same limit as in the safetensors format
+HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can write one alone
+LARGEST = 100_000_000  # bytes of JSON; the same limit as in the safetensors format
 
 
 def size_of(path: Path) -> int:

@@ -17,10 +17,13 @@ class Held(NamedTuple):
     entry: Entry
 
 
-Stored = dict[str, Held]   # by key, perhaps without the prefix that it has in the file
+Stored = dict[str, Held]  # by key, perhaps without the prefix that it has in the file
 
-FORMS = (r"{}(\.[\w-]+)?\.safetensors", r"{}\.safetensors\.index(\.[\w-]+)?\.json",
-         r"{}(\.[\w-]+)\.safetensors\.index\.json")   # the group is the variant; a file comes before an index
+FORMS = (
+    r"{}(\.[\w-]+)?\.safetensors",
+    r"{}\.safetensors\.index(\.[\w-]+)?\.json",
+    r"{}(\.[\w-]+)\.safetensors\.index\.json",
+)  # the group is the variant; a file comes before an index
 SHARD = re.compile(r"-\d+-of-\d+$")
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
 

@@ -18,14 +18,14 @@ from .layouts import Piece, pieces, published_name
 from .parts import Part
 from .safetensors_file import FLOATS, check_float, read_tensors
 
-HARMLESS = (   # a tensor without a place in our networks, and what it is, and so why it can be left out
+HARMLESS = (  # a tensor without a place in our networks, and what it is, and so why it can be left out
     (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
     (r"attn_mask", "the causal mask, which needs no storing"),
     (r"logit_scale", "the temperature of CLIP's training"),
     (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
 )
 LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
-READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"   # in every UNet; (width, text width)
+READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
 TEXT_WIDTHS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL", 1280: "SDXL's refiner"}
 
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     piece: Piece
 
 
-Places = dict[str, Place]   # by the names of the network
+Places = dict[str, Place]  # by the names of the network
 
 
 class Uninitialised(TorchFunctionMode):
@@ -67,8 +67,9 @@ def empty(part: Part) -> nn.Module:
         with torch.device("meta"), Uninitialised():
             return part.network(part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{part.path}: no such {part.network.__name__} as {part.described_by} describes can be "
-                              f"built: {error}") from None
+        raise CheckpointError(
+            f"{part.path}: no such {part.network.__name__} as {part.described_by} describes can be built: {error}"
+        ) from None
 
 
 def account(network: nn.Module, part: Part) -> Places:
@@ -78,12 +79,13 @@ def account(network: nn.Module, part: Part) -> Places:
     for key, held in part.stored.items():
         name = published_name(key)
         if name in stored:
-            raise CheckpointError(f"{part.path}: {shown(held.key)} and {shown(stored[name].key)} are two names of one "
-                                  "tensor")
+            raise CheckpointError(
+                f"{part.path}: {shown(held.key)} and {shown(stored[name].key)} are two names of one tensor"
+            )
         stored[name] = held
     found = pieces(needed, part.config, part.names)
     if "text_projection.weight" in stored and "text_projection.weight" in needed:
-        found["text_projection.weight"] = Piece("text_projection.weight")   # Playground v2's first file
+        found["text_projection.weight"] = Piece("text_projection.weight")  # Playground v2's first file
     places = {name: Place(stored[piece.key], piece) for name, piece in found.items() if piece.key in stored}
     used = {piece.key for piece in found.values()}
     extra = [held.key for key, held in stored.items() if key not in used and not harmless(key, part)]
@@ -103,31 +105,44 @@ def harmless(key: str, part: Part) -> str | None:
 def check_family(needed: Mapping, places: Places, extra: list[str], part: Part) -> None:
     """A file of quite another network deserves a better word than its thousand differences."""
     if extra and not places:
-        raise CheckpointError(f"{part.path} holds no tensor of this network but {listed(extra)}: "
-                              "is it a single-file checkpoint, an adapter or another part?")
+        raise CheckpointError(
+            f"{part.path} holds no tensor of this network but {listed(extra)}: "
+            "is it a single-file checkpoint, an adapter or another part?"
+        )
     if READS_TEXT in needed and READS_TEXT in places:
         expected, shape = needed[READS_TEXT][1], places[READS_TEXT].held.entry.shape
         if len(shape) == 2 and shape[1] != expected:
-            names = [f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width)
-                     for width in (shape[1], expected)]
-            raise CheckpointError(f"{part.path} is of another family: it reads text of width {names[0]}, and "
-                                  f"{part.described_by} says {names[1]}: put the files of one model together")
+            names = [
+                f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width)
+                for width in (shape[1], expected)
+            ]
+            raise CheckpointError(
+                f"{part.path} is of another family: it reads text of width {names[0]}, and "
+                f"{part.described_by} says {names[1]}: put the files of one model together"
+            )
 
 
 def check_names(missing: list[str], count: int, extra: list[str], part: Part) -> None:
     faults = [f"of {count} tensors {len(missing)} are missing, {listed(missing)}"] * bool(missing)
     faults += [f"{len(extra)} unexpected tensors, {listed(extra)}"] * bool(extra)
     if faults:
-        raise CheckpointError(f"{part.path} is not the network of {part.described_by}: {'; '.join(faults)}: "
-                              "put the files of one model together")
+        raise CheckpointError(
+            f"{part.path} is not the network of {part.described_by}: {'; '.join(faults)}: "
+            "put the files of one model together"
+        )
 
 
 def check_shapes(needed: Mapping, places: Places, part: Part) -> None:
-    wrong = [f"{place.held.key} {place.held.entry.shape} for {needed[name]}" for name, place in places.items()
-             if shape_of(place.piece, place.held.entry.shape, needed[name]) != needed[name]]
+    wrong = [
+        f"{place.held.key} {place.held.entry.shape} for {needed[name]}"
+        for name, place in places.items()
+        if shape_of(place.piece, place.held.entry.shape, needed[name]) != needed[name]
+    ]
     if wrong:
-        raise CheckpointError(f"{part.path} has {len(wrong)} tensors of another shape than {part.described_by} "
-                              f"describes, {listed(wrong)}: put the files of one model together")
+        raise CheckpointError(
+            f"{part.path} has {len(wrong)} tensors of another shape than {part.described_by} "
+            f"describes, {listed(wrong)}: put the files of one model together"
+        )
     for held, _ in places.values():
         check_float(held.file, held.key, held.entry)
 
@@ -158,16 +173,18 @@ def stored_dtype(places: Places, name: str) -> torch.dtype:
     """The dtype of one tensor of a file, to stand for all."""
     held = places[name].held
     if held.entry.dtype not in ("F64", "F32", "F16", "BF16"):
-        raise CheckpointError(f"{held.file}: {held.key} is of type {held.entry.dtype}, in which nothing can be "
-                              "computed: choose a dtype")
+        raise CheckpointError(
+            f"{held.file}: {held.key} is of type {held.entry.dtype}, in which nothing can be computed: choose a dtype"
+        )
     return FLOATS[held.entry.dtype]
 
 
-def fill(network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device,
-         check_finite: bool) -> None:
+def fill(
+    network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+) -> None:
     """Give an empty network its parameters. dtype: None leaves each as it is stored."""
     needed = dict(network.named_parameters())
-    groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}   # file and dtype -> key -> parameters
+    groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}  # file and dtype -> key -> parameters
     for name, (held, _) in places.items():
         kind = dtype or FLOATS[held.entry.dtype]
         groups.setdefault((held.file, kind), {}).setdefault(held.key, []).append(name)
@@ -175,8 +192,10 @@ def fill(network: nn.Module, places: Places, dtype: torch.dtype | None, device: 
         entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
         for key, tensor in read_tensors(file, entries, kind, device):
             if check_finite and not is_finite(tensor):
-                raise CheckpointError(f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
-                                      "the file is damaged, or the dtype too small for its values")
+                raise CheckpointError(
+                    f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
+                    "the file is damaged, or the dtype too small for its values"
+                )
             for name in names[key]:
                 owner, _, parameter = name.rpartition(".")
                 value = take(places[name].piece, tensor, needed[name].shape)

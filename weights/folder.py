@@ -15,18 +15,22 @@ from .parts import NUMBERS, TOKENS, Checkpoint, Part
 from .settings import Settings, is_number, is_whole
 
 CLASSES = {
-    "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 TOWERS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"), "sdxl_refiner": ("text_encoder_2",)}
-PIPELINES = {   # steps and guidance where a pipeline's own defaults are not those of its family
-    "StableDiffusionUpscalePipeline": (75, 9.0), "StableDiffusionXLInpaintPipeline": (50, 7.5),
-    "StableUnCLIPPipeline": (20, 10.0), "StableUnCLIPImg2ImgPipeline": (20, 10.0),
+PIPELINES = {  # steps and guidance where a pipeline's own defaults are not those of its family
+    "StableDiffusionUpscalePipeline": (75, 9.0),
+    "StableDiffusionXLInpaintPipeline": (50, 7.5),
+    "StableUnCLIPPipeline": (20, 10.0),
+    "StableUnCLIPImg2ImgPipeline": (20, 10.0),
 }
 LINEAR = (0.0001, 0.02, "linear")
-SCHEDULERS = {   # class -> our sampler; what the class takes for granted: spacing of the times, betas and their law
+SCHEDULERS = {  # class -> our sampler; what the class takes for granted: spacing of the times, betas and their law
     "EulerDiscreteScheduler": ("euler", "linspace", LINEAR),
     "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace", LINEAR),
     "HeunDiscreteScheduler": ("heun", "linspace", (0.00085, 0.012, "linear")),
@@ -42,9 +46,11 @@ UNKNOWN_SCHEDULER = ("euler", "linspace", LINEAR)
 SPACINGS = {name: name for name in ("leading", "linspace", "trailing")}
 LAWS = {name: name for name in ("linear", "scaled_linear", "squaredcos_cap_v2")}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-NOISE_ONLY = {   # a scheduler's other settings say how to sample; these say how the network was trained
-    "trained_betas": (None,), "timestep_type": ("discrete",),
-    "use_flow_sigmas": (False,), "rho": (7,),
+NOISE_ONLY = {  # a scheduler's other settings say how to sample; these say how the network was trained
+    "trained_betas": (None,),
+    "timestep_type": ("discrete",),
+    "use_flow_sigmas": (False,),
+    "rho": (7,),
 }
 PADS = {"!": 0, "<|endoftext|>": 49407}
 
@@ -59,9 +65,10 @@ def read_folder(folder: Path, variant: str | None = None, without: Collection[st
     tiny = class_of(index, "vae") == "AutoencoderTiny"
     unet, vae = unet_config(unet_json), tiny_vae_config(vae_json) if tiny else vae_config(vae_json)
     family = family_of(index, unet)
-    texts = tuple(clip_config(part(folder, index, tower),
-                              projected=class_of(index, tower) == "CLIPTextModelWithProjection")
-                  for tower in TOWERS[family])
+    texts = tuple(
+        clip_config(part(folder, index, tower), projected=class_of(index, tower) == "CLIPTextModelWithProjection")
+        for tower in TOWERS[family]
+    )
     pad_ids = tuple(pad_id(folder, index, tower.replace("text_encoder", "tokenizer")) for tower in TOWERS[family])
     size = latent_size(unet_json) * vae.factor
     choices = sampling(part(folder, index, "scheduler", "scheduler_config.json"), class_of(index, "scheduler"), family)
@@ -69,12 +76,23 @@ def read_folder(folder: Path, variant: str | None = None, without: Collection[st
     latent = TINY_LATENT if tiny else latent_config(vae_json, vae)
     careful = (family != "sd" or unet.class_count > 0) and not tiny and vae_json.flag("force_upcast", True)
     facts = ModelConfig(
-        family=family, unet=unet, vae=vae, texts=texts, latent=latent, pad_ids=pad_ids, size=size, careful_vae=careful,
-        zero_empty_prompt=family != "sd" and index.flag("force_zeros_for_empty_prompt", True), **choices)
+        family=family,
+        unet=unet,
+        vae=vae,
+        texts=texts,
+        latent=latent,
+        pad_ids=pad_ids,
+        size=size,
+        careful_vae=careful,
+        zero_empty_prompt=family != "sd" and index.flag("force_zeros_for_empty_prompt", True),
+        **choices,
+    )
     check_parts_fit(index, facts, unet_json)
     configs = {"unet": unet, "vae": vae} | dict(zip(TOWERS[family], texts))
-    return Checkpoint(facts, {name: read_part(folder / name, config, variant) for name, config in configs.items()
-                              if name not in without})
+    return Checkpoint(
+        facts,
+        {name: read_part(folder / name, config, variant) for name, config in configs.items() if name not in without},
+    )
 
 
 def read_part(folder: Path, config: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig, variant: str | None) -> Part:
@@ -132,7 +150,7 @@ def pad_id(folder: Path, index: Settings, name: str) -> int:
                 json.refuse("pad_token", f"only {' or '.join(map(shown, PADS))} is implemented")
     if "tokenizer_config.json" not in names_in(folder / name):
         raise CheckpointError(f"{folder / name}: special_tokens_map.json and tokenizer_config.json are missing")
-    return PADS["<|endoftext|>"]   # the class's own
+    return PADS["<|endoftext|>"]  # the class's own
 
 
 def sampling(json: Settings, name: str, family: str) -> dict:
@@ -142,19 +160,27 @@ def sampling(json: Settings, name: str, family: str) -> dict:
     sampler, spacing, (start, end, law) = SCHEDULERS.get(name, UNKNOWN_SCHEDULER)
     prediction = json.choice("prediction_type", PREDICTIONS, "epsilon")
     edm = name.startswith("EDM")
-    offset = 1 if family == "sd" or edm else json.whole("steps_offset", 0, least=0)   # SD's pipelines insist on 1
+    offset = 1 if family == "sd" or edm else json.whole("steps_offset", 0, least=0)  # SD's pipelines insist on 1
     if edm:
-        noise = NoiseConfig(edm=True, sigma_min=json.number("sigma_min", 0.002),
-                            sigma_max=json.number("sigma_max", 80.0), sigma_data=json.number("sigma_data", 0.5))
+        noise = NoiseConfig(
+            edm=True,
+            sigma_min=json.number("sigma_min", 0.002),
+            sigma_max=json.number("sigma_max", 80.0),
+            sigma_data=json.number("sigma_data", 0.5),
+        )
         if not (0 < noise.sigma_min < noise.sigma_max and noise.sigma_data > 0):
             json.refuse("sigma_min", "0 < sigma_min < sigma_max and 0 < sigma_data are expected")
         if prediction == "x0":
             json.refuse("prediction_type", "an EDM model predicts 'epsilon' or 'v_prediction'")
         schedule = json.choice("sigma_schedule", {"karras": "karras"}, "karras")
     else:
-        noise = NoiseConfig(json.number("beta_start", start), json.number("beta_end", end),
-                            json.choice("beta_schedule", LAWS, law), json.whole("num_train_timesteps", 1000, least=2),
-                            json.flag("rescale_betas_zero_snr"))
+        noise = NoiseConfig(
+            json.number("beta_start", start),
+            json.number("beta_end", end),
+            json.choice("beta_schedule", LAWS, law),
+            json.whole("num_train_timesteps", 1000, least=2),
+            json.flag("rescale_betas_zero_snr"),
+        )
         if not 0 < noise.beta_start <= noise.beta_end < 1:
             json.refuse("beta_start", "0 < beta_start <= beta_end < 1 is expected")
         schedule = "karras" if json.flag("use_karras_sigmas") else json.choice("timestep_spacing", SPACINGS, spacing)
@@ -167,14 +193,18 @@ def defaults(index: Settings, family: str, unet: UNetConfig, size: int, choices:
     steps, guidance = PIPELINES.get(str(index.values.get("_class_name")), (50, 7.5 if family == "sd" else 5.0))
     of_turbo = unet.context_dim in (1024, 2048) and size == 512
     if of_turbo and choices["schedule"] == "trailing" and choices["prediction"] == "eps":
-        steps, guidance = 1, 0.0    # SD-Turbo and SDXL-Turbo
+        steps, guidance = 1, 0.0  # SD-Turbo and SDXL-Turbo
     elif choices["noise"].edm:
-        guidance = 3.0              # Playground v2.5
+        guidance = 3.0  # Playground v2.5
     elif unet.guidance_dim:
-        steps, guidance = 4, 8.5    # LCM
+        steps, guidance = 4, 8.5  # LCM
     own = index.values.get("_defaults", {})
-    checks = {"steps": lambda n: is_whole(n, 1), "guidance": is_number, "sampler": lambda s: isinstance(s, str),
-              "schedule": lambda s: isinstance(s, str)}
+    checks = {
+        "steps": lambda n: is_whole(n, 1),
+        "guidance": is_number,
+        "sampler": lambda s: isinstance(s, str),
+        "schedule": lambda s: isinstance(s, str),
+    }
     if not isinstance(own, dict) or not all(key in checks and checks[key](value) for key, value in own.items()):
         index.refuse("_defaults", f"an object with some of {', '.join(checks)} is expected")
     return dict(steps=steps, guidance=guidance) | own
@@ -186,16 +216,21 @@ def check_parts_fit(index: Settings, facts: ModelConfig, unet_json: Settings) ->
     text_width = sum(text.width for text in texts)
     numbers = NUMBERS[facts.family]
     vector = texts[-1].projection + numbers * unet_json.whole("addition_time_embed_dim", None) if numbers else 0
-    pairs = [("cross_attention_dim", unet.context_dim, "the width of the text", text_width),
-             ("projection_class_embeddings_input_dim", unet.vector_dim, "the width of pooled text and sizes", vector),
-             ("out_channels", unet.out_channels, "the VAE's latent_channels", facts.vae.latent_channels)]
+    pairs = [
+        ("cross_attention_dim", unet.context_dim, "the width of the text", text_width),
+        ("projection_class_embeddings_input_dim", unet.vector_dim, "the width of pooled text and sizes", vector),
+        ("out_channels", unet.out_channels, "the VAE's latent_channels", facts.vae.latent_channels),
+    ]
     for key, found, what, expected in pairs:
         if found != expected:
-            raise CheckpointError(f"{unet_json.file}: {key} is {found} and {what} is {expected}: these are parts of "
-                                  "different models")
+            raise CheckpointError(
+                f"{unet_json.file}: {key} is {found} and {what} is {expected}: these are parts of different models"
+            )
     if unet.in_channels < unet.out_channels:
         unet_json.refuse("in_channels", f"at least the {unet.out_channels} channels of the latents are expected")
     if len({text.length for text in texts}) > 1 or min(text.vocab for text in texts) < TOKENS:
-        raise CheckpointError(f"{index.file}: the text encoders take {[text.length for text in texts]} tokens from "
-                              f"vocabularies of {[text.vocab for text in texts]}: equal numbers of tokens, from at "
-                              f"least the {TOKENS} of CLIP, are expected")
+        raise CheckpointError(
+            f"{index.file}: the text encoders take {[text.length for text in texts]} tokens from "
+            f"vocabularies of {[text.vocab for text in texts]}: equal numbers of tokens, from at "
+            f"least the {TOKENS} of CLIP, are expected"
+        )

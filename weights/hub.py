@@ -35,11 +35,14 @@ from .hub_files import model_files, one_file, part_files
 __all__ = ["Fetched", "fetch", "is_repo", "model_files", "one_file", "part_files"]
 
 NAME = r"\w(?:[\w.-]*\w)?"
-REPO = re.compile(rf"(?!.*(?:--|\.\.))({NAME}/{NAME}(?<!\.safetensors)(?<!\.ckpt))(?:/((?:\w[\w .+-]*/)*"
-                  r"\w[\w .+-]*\.safetensors))?", re.ASCII)
+REPO = re.compile(
+    rf"(?!.*(?:--|\.\.))({NAME}/{NAME}(?<!\.safetensors)(?<!\.ckpt))(?:/((?:\w[\w .+-]*/)*"
+    r"\w[\w .+-]*\.safetensors))?",
+    re.ASCII,
+)
 REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 COMMIT, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
-HTTPError = HfHubHTTPError.__bases__[0]   # of the library that carries the requests: another with each major version
+HTTPError = HfHubHTTPError.__bases__[0]  # of the library that carries the requests: another with each major version
 
 
 class Fetched(NamedTuple):
@@ -56,7 +59,7 @@ class File(NamedTuple):
     sha256: str | None
 
 
-Listing = dict[str, File]   # by name
+Listing = dict[str, File]  # by name
 
 
 def is_repo(source: str) -> bool:
@@ -69,8 +72,13 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def fetch(source: str, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False,
-          tell: Callable[[str], None] = to_stderr) -> Fetched:
+def fetch(
+    source: str,
+    wanted: Callable[[list[str]], list[str]],
+    revision: str | None = None,
+    offline: bool = False,
+    tell: Callable[[str], None] = to_stderr,
+) -> Fetched:
     """The files of "owner/name" that `wanted` chooses from the names of all, or the one that the source names, in the
     cache; what is there is not fetched again.
 
@@ -89,11 +97,19 @@ def fetch(source: str, wanted: Callable[[list[str]], list[str]], revision: str |
         folder, names = home / "snapshots" / commit, choose(wanted, listing, repo, commit)
         missing = [name for name in names if not is_whole(folder / name, listing[name])]
         if missing and offline:
-            raise CheckpointError(f"{repo}: of {len(names)} files {len(missing)} are not whole in the cache, "
-                                  f"{listed(missing)}: fetch it once without offline")
+            raise CheckpointError(
+                f"{repo}: of {len(names)} files {len(missing)} are not whole in the cache, "
+                f"{listed(missing)}: fetch it once without offline"
+            )
         if missing:
-            download(repo, commit, {name: listing[name] for name in missing}, home,
-                     f"{repo}, {revision} at {commit[:12]}: {len(names)} files of {total(listing, names)}", tell)
+            download(
+                repo,
+                commit,
+                {name: listing[name] for name in missing},
+                home,
+                f"{repo}, {revision} at {commit[:12]}: {len(names)} files of {total(listing, names)}",
+                tell,
+            )
         if not offline and revision != commit:
             keep(home / "refs" / revision, commit)
     except (OSError, HTTPError) as error:
@@ -117,7 +133,7 @@ def on_hub(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
         hashes = [file.lfs and SHA256.fullmatch(file.lfs.sha256)[0] for file in info.siblings]
         listing = {file.rfilename: File(int(file.size), sha256) for file, sha256 in zip(info.siblings, hashes)}
         commit = COMMIT.fullmatch(info.sha)[0]
-    except (ValueError, TypeError, KeyError):   # a sign-in page of the local network, say
+    except (ValueError, TypeError, KeyError):  # a sign-in page of the local network, say
         raise CheckpointError(f"{repo}: {constants.ENDPOINT} does not answer as the hub does") from None
     keep(home / "listings" / f"{commit}.json", json.dumps(listing))
     return commit, listing
@@ -129,8 +145,10 @@ def in_cache(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
     if commit is None:
         known = [path.relative_to(home / "refs").as_posix() for path in (home / "refs").rglob("*") if path.is_file()]
         found = f"holds only the revision {listed(sorted(known))} of it" if known else "does not hold it"
-        raise CheckpointError(f"{repo}, revision {shown(revision)}: there is no such folder here, and the cache "
-                              f"{home.parent} {found}: fetch it once without offline")
+        raise CheckpointError(
+            f"{repo}, revision {shown(revision)}: there is no such folder here, and the cache "
+            f"{home.parent} {found}: fetch it once without offline"
+        )
     folder = home / "snapshots" / commit
     lying = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return commit, read_listing(home, commit) or {name: File(path.stat().st_size, None) for name, path in lying.items()}
@@ -146,7 +164,7 @@ def commit_of(revision: str, home: Path) -> str | None:
 def read_listing(home: Path, commit: str) -> Listing | None:
     try:
         return {name: File(*entry) for name, entry in read_json(home / "listings" / f"{commit}.json").items()}
-    except (CheckpointError, TypeError):   # never written, or damaged
+    except (CheckpointError, TypeError):  # never written, or damaged
         return None
 
 
@@ -167,27 +185,33 @@ def download(repo: str, commit: str, files: Listing, home: Path, what: str, tell
     """`what` begins the line for the user."""
     blobs = home / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    arrived = sum(path.stat().st_size for file in files.values() for path in (blobs / f"{file.sha256}.incomplete",
-                  blobs / f"{file.sha256}") if file.sha256 and path.is_file())
+    arrived = sum(
+        path.stat().st_size
+        for file in files.values()
+        for path in (blobs / f"{file.sha256}.incomplete", blobs / f"{file.sha256}")
+        if file.sha256 and path.is_file()
+    )
     left, free = sum(file.size for file in files.values()) - arrived, shutil.disk_usage(blobs).free
     if left > free:
-        raise CheckpointError(f"{what}, {amount(left)} to download, and only {amount(free)} are free for {blobs}: "
-                              "make room, or choose another place by HF_HOME")
+        raise CheckpointError(
+            f"{what}, {amount(left)} to download, and only {amount(free)} are free for {blobs}: "
+            "make room, or choose another place by HF_HOME"
+        )
     tell(f"{what}, {amount(left)} of it to download into {home}")
     for name, file in files.items():
-        damaged = home / "snapshots" / commit / name   # it is not whole, or not there
+        damaged = home / "snapshots" / commit / name  # it is not whole, or not there
         for path in (damaged.resolve(), damaged):
             path.unlink(missing_ok=True)
         if file.sha256:
             fetch_blob(hf_hub_url(repo, name, revision=commit), name, file, blobs / file.sha256)
-        hf_hub_download(repo, name, revision=commit)   # a blob that is there is only linked
+        hf_hub_download(repo, name, revision=commit)  # a blob that is there is only linked
 
 
 def fetch_blob(url: str, name: str, file: File, blob: Path) -> None:
     """A large file, from where an earlier attempt stopped; the client itself would begin again. Its SHA-256 must be the
     one that the hub lists."""
     part = blob.with_name(blob.name + ".incomplete")
-    lock = blob.parents[2] / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"   # the client's own
+    lock = blob.parents[2] / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"  # the client's own
     lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if is_whole(blob, file):
@@ -195,8 +219,14 @@ def fetch_blob(url: str, name: str, file: File, blob: Path) -> None:
         with part.open("ab") as out:
             if out.tell() > file.size:
                 out.truncate(0)
-            http_get(url, out, resume_size=os.fstat(out.fileno()).st_size, headers=build_hf_headers(),
-                     expected_size=file.size, displayed_filename=name)
+            http_get(
+                url,
+                out,
+                resume_size=os.fstat(out.fileno()).st_size,
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                displayed_filename=name,
+            )
         with part.open("rb") as arrived:
             found = hashlib.file_digest(arrived, "sha256").hexdigest()
         if found != file.sha256:
@@ -220,8 +250,10 @@ def explained(error: Exception, repo: str, revision: str, home: Path) -> str:
         case GatedRepoError():
             return f"{repo} is gated: accept its licence at {page}, then log in with `hf auth login`"
         case RepositoryNotFoundError():
-            return (f"{repo}: there is no such folder here, and no such model at {page}, or a private one: check the "
-                    "name, or log in with `hf auth login`")
+            return (
+                f"{repo}: there is no such folder here, and no such model at {page}, or a private one: check the "
+                "name, or log in with `hf auth login`"
+            )
         case RevisionNotFoundError():
             return f"{repo} has no revision {shown(revision)}: {page}/tree/main shows those it has"
         case HfHubHTTPError():

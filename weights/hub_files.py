@@ -6,11 +6,22 @@ from collections.abc import Collection
 from .errors import CheckpointError, listed, shown
 from .files import chosen, offered
 
-NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
-            "text_encoder_2": "model"}   # folder -> its weight file, without the ending
-SETTINGS = ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in NETWORKS),
-            *(f"{folder}/{file}.json" for folder in ("tokenizer", "tokenizer_2")
-              for file in ("special_tokens_map", "tokenizer_config")))
+NETWORKS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}  # folder -> its weight file, without the ending
+SETTINGS = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/config.json" for part in NETWORKS),
+    *(
+        f"{folder}/{file}.json"
+        for folder in ("tokenizer", "tokenizer_2")
+        for file in ("special_tokens_map", "tokenizer_config")
+    ),
+)
 
 
 def model_files(names: list[str], variant: str | None = None, without: Collection[str] = ()) -> list[str]:

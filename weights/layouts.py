@@ -15,20 +15,34 @@ from typing import NamedTuple
 
 from ldm.config import CLIPConfig, UNetConfig, VAEConfig
 
-Table = dict[str, str]   # module or parameter of ours -> theirs
+Table = dict[str, str]  # module or parameter of ours -> theirs
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 MID_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-TEXT_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-              "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
-SPELLINGS = tuple((re.compile(old), new) for old, new in (   # of older or newer libraries -> as published
-    (r"^(.*mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
-    (r"^(.*mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
-    (r"^(.*mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
-    (r"^(.*mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
-    (r"^(?=embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm))", "text_model."),
-))
+TEXT_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+SPELLINGS = tuple(
+    (re.compile(old), new)
+    for old, new in (  # of older or newer libraries -> as published
+        (r"^(.*mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
+        (r"^(.*mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
+        (r"^(.*mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
+        (r"^(.*mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
+        (r"^(?=embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm))", "text_model."),
+    )
+)
 
 
 class Piece(NamedTuple):
@@ -44,26 +58,34 @@ class Section(NamedTuple):
     """A network in a single file: the prefix of its keys, and whose names follow it."""
 
     prefix: str
-    names: str        # "ldm", "open_clip" or "diffusers"; transformers' names of a text tower count as the last
-    tower: str = ""   # of config.CLIPS
+    names: str  # "ldm", "open_clip" or "diffusers"; transformers' names of a text tower count as the last
+    tower: str = ""  # of config.CLIPS
 
 
 NETWORKS = {"unet": Section("model.diffusion_model.", "ldm"), "vae": Section("first_stage_model.", "ldm")}
-SINGLE_FILES = {   # (layout, what it is by its towers) -> part -> where it lies
+SINGLE_FILES = {  # (layout, what it is by its towers) -> part -> where it lies
     ("ldm", "sd1"): NETWORKS | {"text_encoder": Section("cond_stage_model.transformer.", "diffusers", "l")},
     ("ldm", "sd2"): NETWORKS | {"text_encoder": Section("cond_stage_model.model.", "open_clip", "h")},
-    ("sgm", "sdxl"): NETWORKS | {"text_encoder": Section("conditioner.embedders.0.transformer.", "diffusers", "l"),
-                                 "text_encoder_2": Section("conditioner.embedders.1.model.", "open_clip", "bigg")},
-    ("sgm", "sdxl_refiner"): NETWORKS | {"text_encoder_2": Section("conditioner.embedders.0.model.", "open_clip",
-                                                                   "bigg")},
+    ("sgm", "sdxl"): NETWORKS
+    | {
+        "text_encoder": Section("conditioner.embedders.0.transformer.", "diffusers", "l"),
+        "text_encoder_2": Section("conditioner.embedders.1.model.", "open_clip", "bigg"),
+    },
+    ("sgm", "sdxl_refiner"): NETWORKS
+    | {"text_encoder_2": Section("conditioner.embedders.0.model.", "open_clip", "bigg")},
     ("sgm", "sd2"): NETWORKS | {"text_encoder": Section("conditioner.embedders.0.model.", "open_clip", "h")},
 }
 
 
 def unet_table(cfg: UNetConfig) -> Table:
     """Modules of a UNet -> their names in ldm and sgm, whose blocks are numbered through all levels."""
-    table = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-             "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    table = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
     if cfg.class_count:
         table["class_embedding"] = "label_emb"
     else:
@@ -100,8 +122,10 @@ def vae_table(cfg: VAEConfig) -> Table:
     """Modules of a VAE -> their names in ldm, whose decoder numbers its levels from the last that runs."""
     levels, table = len(cfg.channels), {}
     for level in range(levels):
-        sides = (("encoder", f"down_blocks.{level}", f"down.{level}", cfg.layers),
-                 ("decoder", f"up_blocks.{levels - 1 - level}", f"up.{level}", cfg.layers + 1))
+        sides = (
+            ("encoder", f"down_blocks.{level}", f"down.{level}", cfg.layers),
+            ("decoder", f"up_blocks.{levels - 1 - level}", f"up.{level}", cfg.layers + 1),
+        )
         for side, ours, theirs, layers in sides:
             for i in range(layers):
                 resnet = f"{side}.{ours}.resnets.{i}", f"{side}.{theirs}.block.{i}"
@@ -116,9 +140,12 @@ def vae_table(cfg: VAEConfig) -> Table:
 
 
 def open_clip_table(cfg: CLIPConfig) -> Table:
-    table = {"text_model.embeddings.token_embedding": "token_embedding",
-             "text_model.embeddings.position_embedding.weight": "positional_embedding",
-             "text_model.final_layer_norm": "ln_final", "text_projection.weight": "text_projection"}
+    table = {
+        "text_model.embeddings.token_embedding": "token_embedding",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_model.final_layer_norm": "ln_final",
+        "text_projection.weight": "text_projection",
+    }
     for i in range(cfg.layers):
         table |= below(f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}", TEXT_LAYER)
     return table
@@ -141,18 +168,24 @@ def renamed(path: str, table: Table) -> str:
 def pieces(names: Iterable[str], cfg: UNetConfig | VAEConfig | CLIPConfig, whose: str) -> dict[str, Piece]:
     """Where the parameters `names` of a network lie in a file that calls them as "diffusers", "ldm" or "open_clip"."""
     match whose, cfg:
-        case "diffusers", _: table = {}
-        case "ldm", UNetConfig(): table = unet_table(cfg)
-        case "ldm", VAEConfig(): table = vae_table(cfg)
-        case "open_clip", CLIPConfig(): return {name: open_clip_piece(name, open_clip_table(cfg)) for name in names}
+        case "diffusers", _:
+            table = {}
+        case "ldm", UNetConfig():
+            table = unet_table(cfg)
+        case "ldm", VAEConfig():
+            table = vae_table(cfg)
+        case "open_clip", CLIPConfig():
+            return {name: open_clip_piece(name, open_clip_table(cfg)) for name in names}
     return {name: Piece(renamed(name, table)) for name in names}
 
 
 def open_clip_piece(name: str, table: Table) -> Piece:
     parts = name.split(".")
-    if parts[-2] in ("q_proj", "k_proj", "v_proj"):            # text_model.encoder.layers.3.self_attn.q_proj.weight
-        return Piece(f"transformer.resblocks.{parts[3]}.attn.in_proj_{parts[-1]}",
-                     third=("q_proj", "k_proj", "v_proj").index(parts[-2]))
+    if parts[-2] in ("q_proj", "k_proj", "v_proj"):  # text_model.encoder.layers.3.self_attn.q_proj.weight
+        return Piece(
+            f"transformer.resblocks.{parts[3]}.attn.in_proj_{parts[-1]}",
+            third=("q_proj", "k_proj", "v_proj").index(parts[-2]),
+        )
     return Piece(renamed(name, table), transposed=name == "text_projection.weight")
 
 

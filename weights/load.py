@@ -31,10 +31,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @uncollected()
-def load(source: str | Path, dtype: torch.dtype | str | None = torch.float32, device: str | torch.device = "cpu",
-         variant: str | None = None, revision: str | None = None, offline: bool = False, unet: str | Path | None = None,
-         vae: str | Path | None = None, prediction: str | None = None, ema: bool = False,
-         check_finite: bool = True) -> Model:
+def load(
+    source: str | Path,
+    dtype: torch.dtype | str | None = torch.float32,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    unet: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    check_finite: bool = True,
+) -> Model:
     """The model in a folder of diffusers' layout, a single .safetensors file or a repository of the Hugging Face hub
     ("owner/name", or "owner/name/file.safetensors"), frozen and in evaluation mode.
 
@@ -58,7 +67,7 @@ def load(source: str | Path, dtype: torch.dtype | str | None = torch.float32, de
     path, commit = located(source, lambda names: model_files(names, variant, swaps), revision, offline)
     checkpoint = read_checkpoint(path, variant, prediction, ema, without=swaps)
     for guess in checkpoint.guesses:
-        warnings.warn(f"{path}: {guess}", stacklevel=3)   # through the decorator
+        warnings.warn(f"{path}: {guess}", stacklevel=3)  # through the decorator
     roots, revisions = dict.fromkeys(checkpoint.parts, (path, "")), {str(source): commit} if commit else {}
     for part, other in swaps.items():
         place, commit = located(other, lambda names, part=part: part_files(names, part, variant), None, offline)
@@ -68,7 +77,7 @@ def load(source: str | Path, dtype: torch.dtype | str | None = torch.float32, de
     ordered = ("unet", "vae", "text_encoder", "text_encoder_2")
     parts = {name: checkpoint.parts[name] for name in ordered if name in checkpoint.parts}
     networks = {name: empty(part) for name, part in parts.items()}
-    places = {name: account(networks[name], part) for name, part in parts.items()}   # before any is read
+    places = {name: account(networks[name], part) for name, part in parts.items()}  # before any is read
     dtypes = choose_dtypes(checkpoint, places, dtype)
     for name, network in networks.items():
         fill(network, places[name], dtypes[name], torch.device(device), check_finite)
@@ -79,14 +88,29 @@ def load(source: str | Path, dtype: torch.dtype | str | None = torch.float32, de
             short = file.relative_to(root).as_posix() if root.is_dir() else file.name
             files["/".join([label, short] if label else [short])] = file
     facts = checkpoint.facts
-    return Model(networks.pop("unet"), networks.pop("vae"), tuple(networks.values()),
-                 Tokenizer(length=facts.texts[0].length), facts, str(source), files, revisions)
+    return Model(
+        networks.pop("unet"),
+        networks.pop("vae"),
+        tuple(networks.values()),
+        Tokenizer(length=facts.texts[0].length),
+        facts,
+        str(source),
+        files,
+        revisions,
+    )
 
 
 @uncollected()
-def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | str | None = torch.float32,
-              device: str | torch.device = "cpu", variant: str | None = None, revision: str | None = None,
-              offline: bool = False, check_finite: bool = True) -> nn.Module:
+def load_part(
+    source: str | Path,
+    part: str | None = None,
+    dtype: torch.dtype | str | None = torch.float32,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    check_finite: bool = True,
+) -> nn.Module:
     """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
     its own folder, a file with just its tensors, a repository of either kind. part: needed where there are several.
 
@@ -102,22 +126,31 @@ def load_part(source: str | Path, part: str | None = None, dtype: torch.dtype | 
     return network
 
 
-def located(source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None,
-            offline: bool = False) -> tuple[Path, str]:
+def located(
+    source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False
+) -> tuple[Path, str]:
     """Where a source lies on this machine, and the commit of the repository that it came from, if any."""
     path = Path(source)
-    if os.path.lexists(path):   # which has no error for a name that is too long
+    if os.path.lexists(path):  # which has no error for a name that is too long
         return path, ""
     from . import hub  # a third of the time that importing this package would take
+
     if not hub.is_repo(str(source)):
-        raise CheckpointError(f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
-                              "the name of a repository, owner/name")
+        raise CheckpointError(
+            f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
+            "the name of a repository, owner/name"
+        )
     fetched = hub.fetch(str(source), wanted, revision, offline)
     return fetched.path, fetched.commit
 
 
-def read_checkpoint(path: Path, variant: str | None = None, prediction: str | None = None, ema: bool = False,
-                    without: Collection[str] = ()) -> Checkpoint:
+def read_checkpoint(
+    path: Path,
+    variant: str | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    without: Collection[str] = (),
+) -> Checkpoint:
     """What lies at a path, described and not yet read. without: parts of a folder that may be missing."""
     if not path.is_dir():
         return recognize(path, prediction, ema)

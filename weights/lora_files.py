@@ -28,11 +28,11 @@ from .lora_kinds import build, scale_of, split
 from .safetensors_file import FLOATS, mapped, read_header
 from .settings import Settings
 
-FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")   # as peft and diffusers call them
-WHOLE = ("I64", "I32", "I16", "I8", "U8")                                   # an alpha may be of these types
+FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
+WHOLE = ("I64", "I32", "I16", "I8", "U8")  # an alpha may be of these types
 FIRST_NAMES = {"to_out.0": "to_out", "q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 READS_TEXT = re.compile(r"attn2[._]to_k$")
-Group = dict[str, tuple[str, Tensor]]   # what a file holds for one module: field -> key and tensor
+Group = dict[str, tuple[str, Tensor]]  # what a file holds for one module: field -> key and tensor
 
 
 def load_adapter(source: str | Path, model: Model, part: str | None = None, partial: bool = False) -> Adapter:
@@ -94,7 +94,7 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
     with mapped(path) as file:
         tensors = {key: file.get_tensor(key) for key in header.entries}
-    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}   # fp8
+    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
     for key, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(f"{path}: {shown(key)} holds NaN or infinity: the file is damaged")
@@ -111,8 +111,9 @@ def grouped(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Group], l
         except ValueError as error:
             raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
         if field in groups[module]:
-            raise CheckpointError(f"{path}: {shown(key)} and {shown(groups[module][field][0])} are two names of one "
-                                  "tensor")
+            raise CheckpointError(
+                f"{path}: {shown(key)} and {shown(groups[module][field][0])} are two names of one tensor"
+            )
         if field:
             groups[module][field] = key, tensor
         else:
@@ -124,7 +125,7 @@ def read_configs(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """peft's configuration by network, under "" if the file has one network and does not say which."""
     bare = any(key.startswith("base_model.model.") for key in tensors)
     beside = path.with_name("adapter_config.json")
-    if bare:                                       # without alpha in the tensors the strength would be a guess
+    if bare:  # without alpha in the tensors the strength would be a guess
         return {"": Settings(str(beside), read_json(beside))}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
@@ -150,25 +151,34 @@ def names_of(model: Model, part: str | None) -> dict[str, list[str]]:
 
 def kohya_heads(model: Model) -> dict[str, str]:
     """How kohya's names of a network begin; those of SD's tower do not fit SDXL's, whose shapes are the same."""
-    return {"unet": "lora_unet_", "text_encoder": "lora_te1_" if len(model.texts) > 1 else "lora_te_",
-            "text_encoder_2": "lora_te2_"}
+    return {
+        "unet": "lora_unet_",
+        "text_encoder": "lora_te1_" if len(model.texts) > 1 else "lora_te_",
+        "text_encoder_2": "lora_te2_",
+    }
 
 
 def spellings(name: str, path: str, sgm: Table) -> set[str]:
     """diffusers' path of a module and sgm's; for text towers also transformers' since 5.6; those of the first files."""
     names = {path, renamed(path, sgm)} if name == "unet" else {path, path.removeprefix("text_model.")}
-    return names | {spelling.removesuffix(new) + old for spelling in names for new, old in FIRST_NAMES.items()
-                    if spelling.endswith("." + new)}
+    return names | {
+        spelling.removesuffix(new) + old
+        for spelling in names
+        for new, old in FIRST_NAMES.items()
+        if spelling.endswith("." + new)
+    }
 
 
 def check_family(path: Path, shape: tuple[int, ...], model: Model) -> None:
     """A change of another family's UNet deserves a better word than its shapes."""
     expected = model.unet.config.context_dim
     if len(shape) == 2 and shape[1] != expected:
-        names = [f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width)
-                 for width in (shape[1], expected)]
-        raise CheckpointError(f"{path} is an adapter for another family: it reads text of width {names[0]}, and the "
-                              f"model's is {names[1]}")
+        names = [
+            f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width) for width in (shape[1], expected)
+        ]
+        raise CheckpointError(
+            f"{path} is an adapter for another family: it reads text of width {names[0]}, and the model's is {names[1]}"
+        )
 
 
 def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, deltas: dict) -> None:
@@ -177,18 +187,26 @@ def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, del
     if name not in shapes:
         raise CheckpointError(f"{path}: {shown(key)} changes {name}, which the model does not have")
     if not fits(delta, shapes[name]):
-        found = f"{delta.shape} with magnitudes {tuple(delta.magnitude.shape)}" if isinstance(delta, DoRA) \
+        found = (
+            f"{delta.shape} with magnitudes {tuple(delta.magnitude.shape)}"
+            if isinstance(delta, DoRA)
             else f"{delta.shape}"
-        raise CheckpointError(f"{path}: {shown(key)} makes a change of the shape {found}, and {name} of the model is "
-                              f"{shapes[name]}")
+        )
+        raise CheckpointError(
+            f"{path}: {shown(key)} makes a change of the shape {found}, and {name} of the model is {shapes[name]}"
+        )
 
 
 def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool) -> None:
     if not deltas:
-        raise CheckpointError(f"{path} holds nothing for this model: none of its {len(unmatched)} tensors has a place "
-                              f"there, {listed(unmatched)}")
+        raise CheckpointError(
+            f"{path} holds nothing for this model: none of its {len(unmatched)} tensors has a place "
+            f"there, {listed(unmatched)}"
+        )
     if unmatched and not partial:
-        error = CheckpointError(f"{path}: {len(unmatched)} tensors have no place in the model, {listed(unmatched)}: "
-                                "partial=True (txt2img: --partial-lora) leaves them out")
+        error = CheckpointError(
+            f"{path}: {len(unmatched)} tensors have no place in the model, {listed(unmatched)}: "
+            "partial=True (txt2img: --partial-lora) leaves them out"
+        )
         error.add_note("\n".join(unmatched))
         raise error

@@ -15,25 +15,52 @@ from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 
 from .settings import Settings, is_number
 
-FIELDS = {   # how keys end -> what the tensor is
+FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
     **{f"{name}.weight": "up" for name in ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")},
-    "lora_mid.weight": "core", "alpha": "alpha", "diff": "diff", "w_norm": "diff", "diff_b": "bias", "b_norm": "bias",
-    "lora_B.bias": "up_bias", "dora_scale": "dora_scale",
-    "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
-    **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_t1", "hada_w2_a", "hada_w2_b", "hada_t2",
-                               "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
+    "lora_mid.weight": "core",
+    "alpha": "alpha",
+    "diff": "diff",
+    "w_norm": "diff",
+    "diff_b": "bias",
+    "b_norm": "bias",
+    "lora_B.bias": "up_bias",
+    "dora_scale": "dora_scale",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+    **{
+        name: name
+        for name in (
+            "hada_w1_a",
+            "hada_w1_b",
+            "hada_t1",
+            "hada_w2_a",
+            "hada_w2_b",
+            "hada_t2",
+            "lokr_w1",
+            "lokr_w1_a",
+            "lokr_w1_b",
+            "lokr_w2",
+            "lokr_w2_a",
+            "lokr_w2_b",
+            "lokr_t2",
+        )
+    },
 }
-REFUSED = {   # how keys end -> the kind of adapter, which is not implemented
+REFUSED = {  # how keys end -> the kind of adapter, which is not implemented
     **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"), "GLoRA"),
     **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "oft_R.weight", "boft_R", "boft_s"), "OFT or BOFT"),
     **dict.fromkeys(("on_input", "ia3_l"), "IA3"),
 }
-FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")   # of the first diffusers files
-RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")   # (r i); the last is missing where LoKr is not factored
-CONFIG = {   # peft's settings -> the values that we implement, or that concern its training only
-    "peft_type": ("LORA", "LOHA", "LOKR"), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-    "fan_in_fan_out": (False,), "layer_replication": (None,), "use_qalora": (False,), "use_bdlora": (None,),
+FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")  # of the first diffusers files
+RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # (r i); the last is missing where LoKr is not factored
+CONFIG = {  # peft's settings -> the values that we implement, or that concern its training only
+    "peft_type": ("LORA", "LOHA", "LOKR"),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "fan_in_fan_out": (False,),
+    "layer_replication": (None,),
+    "use_qalora": (False,),
+    "use_bdlora": (None,),
 }
 NAME = re.compile(r"[\w.]+")
 

@@ -53,15 +53,21 @@ def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, 
 
 def kohya_fields(delta: Delta, kernel: bool) -> dict[str, Tensor]:
     """kernel: the layer is a convolution, whose 1x1 factors have four axes in these files."""
+
     def shaped(factor: Tensor) -> Tensor:
         return factor[:, :, None, None] if kernel and factor.ndim == 2 else factor
+
     match delta:
-        case DoRA(inner, magnitude): return kohya_fields(inner, kernel) | {"dora_scale": shaped(magnitude)}
-        case Full(change): return {"diff": change}
-        case LoKr(Full(first), Full() as second, scale):      # LyCORIS applies no alpha to this one
+        case DoRA(inner, magnitude):
+            return kohya_fields(inner, kernel) | {"dora_scale": shaped(magnitude)}
+        case Full(change):
+            return {"diff": change}
+        case LoKr(Full(first), Full() as second, scale):  # LyCORIS applies no alpha to this one
             return factors(Full(scale * first), "lokr_w1") | factors(second, "lokr_w2")
-        case LoKr(first, second): fields = factors(first, "lokr_w1") | factors(second, "lokr_w2")
-        case LoHa(first, second): fields = factors(first, "hada_w1") | factors(second, "hada_w2")
+        case LoKr(first, second):
+            fields = factors(first, "lokr_w1") | factors(second, "lokr_w2")
+        case LoHa(first, second):
+            fields = factors(first, "hada_w1") | factors(second, "hada_w2")
         case LoRA(up, down, core):
             fields = {"lora_up.weight": shaped(up), "lora_down.weight": shaped(down)}
             fields |= {} if core is None else {"lora_mid.weight": core}
@@ -71,22 +77,29 @@ def kohya_fields(delta: Delta, kernel: bool) -> dict[str, Tensor]:
 def factors(part: Full | Product, name: str) -> dict[str, Tensor]:
     """LyCORIS' names of a factor; Tucker's form has `up` transposed there."""
     match part:
-        case Full(change): return {name: change}
-        case Product(up, down, None): return {f"{name}_a": up, f"{name}_b": down}
-        case Product(up, down, core): return {f"{name}_a": up.T, f"{name}_b": down, name.replace("w", "t"): core}
+        case Full(change):
+            return {name: change}
+        case Product(up, down, None):
+            return {f"{name}_a": up, f"{name}_b": down}
+        case Product(up, down, core):
+            return {f"{name}_a": up.T, f"{name}_b": down, name.replace("w", "t"): core}
 
 
 def diffusers(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The scales go into the metadata, as the configuration of peft from which diffusers makes its layers."""
     tensors, settings = {}, {}
     for part, network in networks(model).items():
-        changes = {name.removeprefix(f"{part}.").removesuffix(".weight"): delta
-                   for name, delta in adapter.deltas.items() if name.startswith(f"{part}.")}
+        changes = {
+            name.removeprefix(f"{part}.").removesuffix(".weight"): delta
+            for name, delta in adapter.deltas.items()
+            if name.startswith(f"{part}.")
+        }
         for path, delta in changes.items():
             inner, magnitude = (delta.direction, delta.magnitude) if isinstance(delta, DoRA) else (delta, None)
             if not isinstance(inner, LoRA) or inner.core is not None or magnitude is not None and len(magnitude) == 1:
-                raise CheckpointError(f"diffusers' layout cannot hold the {type(inner).__name__} of {part}.{path}: "
-                                      "save it in kohya's")
+                raise CheckpointError(
+                    f"diffusers' layout cannot hold the {type(inner).__name__} of {part}.{path}: save it in kohya's"
+                )
             axes = (..., None, None) if network.get_parameter(f"{path}.weight").ndim == 4 else ...
             tensors[f"{part}.{path}.lora_A.weight"] = inner.down[axes] if inner.down.ndim == 2 else inner.down
             tensors[f"{part}.{path}.lora_B.weight"] = inner.up[axes]
@@ -106,9 +119,13 @@ def configuration(part: str, changes: dict[str, LoRA | DoRA]) -> dict:
     inner = {names[path]: delta.direction if isinstance(delta, DoRA) else delta for path, delta in changes.items()}
     ranks = {name: delta.rank for name, delta in inner.items()}
     alphas = {name: delta.scale * delta.rank for name, delta in inner.items()}
-    (rank, _), = Counter(ranks.values()).most_common(1)
-    (alpha, _), = Counter(alphas.values()).most_common(1)
-    return {"r": rank, "lora_alpha": alpha, "use_dora": with_magnitude == {True},
-            "rank_pattern": {name: other for name, other in ranks.items() if other != rank},
-            "alpha_pattern": {name: other for name, other in alphas.items() if other != alpha},
-            "target_modules": sorted(name.removeprefix("^") for name in names.values())}
+    ((rank, _),) = Counter(ranks.values()).most_common(1)
+    ((alpha, _),) = Counter(alphas.values()).most_common(1)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "use_dora": with_magnitude == {True},
+        "rank_pattern": {name: other for name, other in ranks.items() if other != rank},
+        "alpha_pattern": {name: other for name, other in alphas.items() if other != alpha},
+        "target_modules": sorted(name.removeprefix("^") for name in names.values()),
+    }

@@ -15,12 +15,33 @@ from .errors import CheckpointError, shown
 from .settings import DEEPEST, LARGEST, is_number, is_whole
 
 T = TypeVar("T")
-KEY = "ldm.facts"   # of the metadata: a JSON object from paths in ModelConfig to values
-NOTED_OF_PART = ("heads", "groups", "quick_gelu")   # where a network stands alone in its file
-NOTED = ("unet.heads", "unet.groups", "vae.groups", "texts.0.heads", "texts.0.quick_gelu", "texts.1.heads",
-         "texts.1.quick_gelu", "latent.scale", "latent.mean", "latent.std", "noise.beta_start", "noise.beta_end",
-         "noise.beta_law", "prediction", "sampler", "schedule", "offset", "steps", "guidance", "size", "pad_ids",
-         "zero_empty_prompt", "careful_vae")
+KEY = "ldm.facts"  # of the metadata: a JSON object from paths in ModelConfig to values
+NOTED_OF_PART = ("heads", "groups", "quick_gelu")  # where a network stands alone in its file
+NOTED = (
+    "unet.heads",
+    "unet.groups",
+    "vae.groups",
+    "texts.0.heads",
+    "texts.0.quick_gelu",
+    "texts.1.heads",
+    "texts.1.quick_gelu",
+    "latent.scale",
+    "latent.mean",
+    "latent.std",
+    "noise.beta_start",
+    "noise.beta_end",
+    "noise.beta_law",
+    "prediction",
+    "sampler",
+    "schedule",
+    "offset",
+    "steps",
+    "guidance",
+    "size",
+    "pad_ids",
+    "zero_empty_prompt",
+    "careful_vae",
+)
 
 
 def note(facts: T, recognized: T) -> dict[str, str]:
@@ -67,9 +88,14 @@ def put(facts: object, path: str, value: object) -> object:
 def alike(value: object, present: object) -> bool:
     """Whether a value from a file is of the kind of what is there."""
     match present:
-        case bool() | str(): return type(value) is type(present)
-        case int(): return is_whole(value, 0, LARGEST)
-        case float(): return is_number(value)
-        case (): return isinstance(value, list) and len(value) <= DEEPEST and all(map(is_number, value))
-        case tuple(): return isinstance(value, list) and len(value) == len(present) and all(map(alike, value, present))
+        case bool() | str():
+            return type(value) is type(present)
+        case int():
+            return is_whole(value, 0, LARGEST)
+        case float():
+            return is_number(value)
+        case ():
+            return isinstance(value, list) and len(value) <= DEEPEST and all(map(is_number, value))
+        case tuple():
+            return isinstance(value, list) and len(value) == len(present) and all(map(alike, value, present))
     return False

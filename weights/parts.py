@@ -52,23 +52,27 @@ class Checkpoint:
     extras: dict[str, str] = field(default_factory=dict)
 
 
-TOKENS = 49408                                      # in the one vocabulary of all these models
-NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}   # sizes and scores in the vector that joins the time embedding
+TOKENS = 49408  # in the one vocabulary of all these models
+NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}  # sizes and scores in the vector that joins the time embedding
 
 
 def check_numbers(facts: ModelConfig, where: str) -> None:
     """No division by 0 and no root of a negative number comes of what a single file says."""
     unet, vae, noise, latent = facts.unet, facts.vae, facts.noise, facts.latent
-    shares = [*((width, count) for width, heads in zip(unet.channels, unet.heads) for count in (heads, unet.groups)),
-              *((width, vae.groups) for width in (vae.channels if isinstance(vae, VAEConfig) else ())),
-              *((text.width, text.heads) for text in facts.texts)]
-    sound = {"counts of heads and groups": all(count > 0 and width % count == 0 for width, count in shares),
-             "counts of pixels and steps": facts.size > 0 and facts.steps > 0,
-             "tokens that fill up prompts": all(0 <= token < TOKENS for token in facts.pad_ids),
-             "noise": 0 < noise.sigma_min < noise.sigma_max if noise.edm else
-                      0 < noise.beta_start <= noise.beta_end < 1,
-             "scale, mean and deviation of latents": latent.scale > 0 and min(latent.std, default=1) > 0 and
-                                                     len(latent.mean) == len(latent.std) in (0, vae.latent_channels)}
+    shares = [
+        *((width, count) for width, heads in zip(unet.channels, unet.heads) for count in (heads, unet.groups)),
+        *((width, vae.groups) for width in (vae.channels if isinstance(vae, VAEConfig) else ())),
+        *((text.width, text.heads) for text in facts.texts),
+    ]
+    sound = {
+        "counts of heads and groups": all(count > 0 and width % count == 0 for width, count in shares),
+        "counts of pixels and steps": facts.size > 0 and facts.steps > 0,
+        "tokens that fill up prompts": all(0 <= token < TOKENS for token in facts.pad_ids),
+        "noise": 0 < noise.sigma_min < noise.sigma_max if noise.edm else 0 < noise.beta_start <= noise.beta_end < 1,
+        "scale, mean and deviation of latents": latent.scale > 0
+        and min(latent.std, default=1) > 0
+        and len(latent.mean) == len(latent.std) in (0, vae.latent_channels),
+    }
     for what, good in sound.items():
         if not good:
             raise CheckpointError(f"{where} says impossible things of the {what} of its model")
@@ -78,18 +82,24 @@ def check_fit(facts: ModelConfig, where: str) -> None:
     """The networks of one model take what the others give."""
     unet, numbers = facts.unet, NUMBERS[facts.family]
     text_width = sum(text.width for text in facts.texts)
-    pairs = [("its UNet reads text of width", unet.context_dim, "its text towers give", text_width),
-             ("its UNet makes latents of channels", unet.out_channels, "its VAE has", facts.vae.latent_channels)]
+    pairs = [
+        ("its UNet reads text of width", unet.context_dim, "its text towers give", text_width),
+        ("its UNet makes latents of channels", unet.out_channels, "its VAE has", facts.vae.latent_channels),
+    ]
     if numbers:
         pooled = facts.texts[-1].projection
         sizes = max((unet.vector_dim - pooled) // numbers, 1) * numbers
-        pairs.append(("its UNet adds a vector of width", unet.vector_dim, f"text and {numbers} numbers make",
-                      pooled + sizes))
+        pairs.append(
+            ("its UNet adds a vector of width", unet.vector_dim, f"text and {numbers} numbers make", pooled + sizes)
+        )
     if len({text.length for text in facts.texts}) > 1 or min(text.vocab for text in facts.texts) < TOKENS:
-        raise CheckpointError(f"{where}: the text encoders take {[text.length for text in facts.texts]} tokens from "
-                              f"vocabularies of {[text.vocab for text in facts.texts]}: equal numbers of tokens, from "
-                              f"at least the {TOKENS} of CLIP, are expected")
+        raise CheckpointError(
+            f"{where}: the text encoders take {[text.length for text in facts.texts]} tokens from "
+            f"vocabularies of {[text.vocab for text in facts.texts]}: equal numbers of tokens, from "
+            f"at least the {TOKENS} of CLIP, are expected"
+        )
     for what, found, other, expected in pairs:
         if found != expected:
-            raise CheckpointError(f"{where}: {what} {found} and {other} {expected}: "
-                                  "these are parts of different models")
+            raise CheckpointError(
+                f"{where}: {what} {found} and {other} {expected}: these are parts of different models"
+            )

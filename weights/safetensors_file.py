@@ -16,15 +16,42 @@ from torch import Tensor
 from .disk import LARGEST, opened, parse_json, size_of
 from .errors import CheckpointError, shown
 
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64,
-        "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-        "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-CONVERTED = 16 * 2**20   # bytes converted before the file is mapped anew
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "C64": 64,
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E8M0": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+CONVERTED = 16 * 2**20  # bytes converted before the file is mapped anew
 
 PICKLE = "holds pickled Python objects, which are never read here: convert it to safetensors"
-OTHERS = (               # the first bytes, in lower case, of what people save as .safetensors by mistake
+OTHERS = (  # the first bytes, in lower case, of what people save as .safetensors by mistake
     (b"version https://git-lfs", "is a git-LFS pointer and not the file itself: run git lfs pull"),
     (b"<!doctype", "is a web page: the download went wrong, perhaps for want of a licence or a token"),
     (b"<html", "is a web page: the download went wrong, perhaps for want of a licence or a token"),
@@ -83,11 +110,15 @@ def check_start(path: Path, start: bytes, size: int) -> int:
         raise CheckpointError(f"{path} has {size} bytes, too few to be a safetensors file: download it again")
     length = int.from_bytes(start[:8], "little")
     if length > LARGEST:
-        raise CheckpointError(f"{path}: a header of {length} bytes is announced, at most {LARGEST} are allowed: "
-                              "this is no safetensors file")
+        raise CheckpointError(
+            f"{path}: a header of {length} bytes is announced, at most {LARGEST} are allowed: "
+            "this is no safetensors file"
+        )
     if length > size - 8:
-        raise CheckpointError(f"{path}: a header of {length} bytes is announced and only {size - 8} follow: "
-                              "the file is cut off, download it again")
+        raise CheckpointError(
+            f"{path}: a header of {length} bytes is announced and only {size - 8} follow: "
+            "the file is cut off, download it again"
+        )
     if start[8:9] != b"{" or length < 2:
         raise CheckpointError(f"{path}: its header does not begin with '{{': this is no safetensors file")
     return length
@@ -102,14 +133,17 @@ def check_entry(where: str, value: object) -> Entry:
     if not is_counts(shape):
         raise CheckpointError(f"{where} has the shape {shown(shape)}: whole numbers from 0 are expected")
     if not is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where} has the data_offsets {shown(offsets)}: two increasing numbers from 0 are "
-                              "expected")
+        raise CheckpointError(
+            f"{where} has the data_offsets {shown(offsets)}: two increasing numbers from 0 are expected"
+        )
     if prod(max(n, 1) for n in shape) * BITS[dtype] >= 2**63:
         raise CheckpointError(f"{where} has the shape {shown(shape)}, more than any memory can hold")
     needed, found = prod(shape) * BITS[dtype], 8 * (offsets[1] - offsets[0])
     if needed != found:
-        raise CheckpointError(f"{where} has {found // 8} bytes of data, and its shape {shown(shape)} and dtype {dtype} "
-                              f"need {-(-needed // 8)}")
+        raise CheckpointError(
+            f"{where} has {found // 8} bytes of data, and its shape {shown(shape)} and dtype {dtype} "
+            f"need {-(-needed // 8)}"
+        )
     return Entry(dtype, tuple(shape), *offsets)
 
 
@@ -123,21 +157,29 @@ def check_layout(path: Path, entries: dict[str, Entry], room: int) -> None:
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != reached:
             for far in (name for name, other in entries.items() if other.end > room):
-                raise CheckpointError(f"{path}: {shown(far)} lies outside the file's {room} bytes of data, at "
-                                      f"{entries[far].begin} to {entries[far].end}")
-            fault = ("overlaps another tensor" if entry.begin < reached else
-                     f"leaves a hole of {entry.begin - reached} bytes that belong to no tensor")
+                raise CheckpointError(
+                    f"{path}: {shown(far)} lies outside the file's {room} bytes of data, at "
+                    f"{entries[far].begin} to {entries[far].end}"
+                )
+            fault = (
+                "overlaps another tensor"
+                if entry.begin < reached
+                else f"leaves a hole of {entry.begin - reached} bytes that belong to no tensor"
+            )
             raise CheckpointError(f"{path}: {shown(key)}, at bytes {entry.begin} to {entry.end} of the data, {fault}")
         reached = entry.end
     if reached > room:
-        raise CheckpointError(f"{path}: {reached} bytes of data are announced and only {room} follow: "
-                              "the file is cut off, download it again")
+        raise CheckpointError(
+            f"{path}: {reached} bytes of data are announced and only {room} follow: "
+            "the file is cut off, download it again"
+        )
     if reached < room:
         raise CheckpointError(f"{path}: {room - reached} trailing bytes after the last tensor belong to none")
 
 
-def read_tensors(path: Path, entries: dict[str, Entry], dtype: torch.dtype,
-                 device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(
+    path: Path, entries: dict[str, Entry], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
     """Key and tensor, as `dtype` on `device`, of those entries of a checked file.
 
     What needs no conversion is a view of the mapped file and takes memory only when it is used; do not change the
@@ -173,5 +215,5 @@ def batches(entries: dict[str, Entry]) -> Iterator[list[str]]:
 def mapped(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:   # the file was changed meanwhile, or the library is stricter than we
+    except (SafetensorError, OSError) as error:  # the file was changed meanwhile, or the library is stricter than we
         raise CheckpointError(f"{path} cannot be opened: {error}") from None

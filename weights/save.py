@@ -30,11 +30,18 @@ from .safetensors_file import Entry
 from .write_folder import write_facts, write_json
 
 NEW = Path("the new file")
-SPEC = {"eps": "epsilon", "v": "v", "x0": "sample"}   # our prediction -> modelspec.prediction_type, in the metadata
+SPEC = {"eps": "epsilon", "v": "v", "x0": "sample"}  # our prediction -> modelspec.prediction_type, in the metadata
 
 
-def save(model: Model, path: str | Path, layout: str | None = None, dtype: torch.dtype | None = None,
-         variant: str | None = None, shard_size: int | None = None, metadata: Mapping[str, str] = {}) -> None:
+def save(
+    model: Model,
+    path: str | Path,
+    layout: str | None = None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    shard_size: int | None = None,
+    metadata: Mapping[str, str] = {},
+) -> None:
     """Write a model as a folder ("diffusers") or as one file ("ldm" for SD 1 and 2, "sgm" for SDXL and SD 2).
 
     layout: where not given, by the path: .safetensors stands for the family's single file. dtype: of all tensors, else
@@ -44,8 +51,10 @@ def save(model: Model, path: str | Path, layout: str | None = None, dtype: torch
     """
     path = Path(path)
     if model.tokenizer.added:
-        raise CheckpointError(f"{path}: no layout holds added words, {shown(next(iter(model.tokenizer.added)))}: save "
-                              "the model that they were added to")
+        raise CheckpointError(
+            f"{path}: no layout holds added words, {shown(next(iter(model.tokenizer.added)))}: save "
+            "the model that they were added to"
+        )
     towers, metadata = TOWERS[model.facts.family], unnoted(metadata)
     networks = {"unet": model.unet, "vae": model.vae} | dict(zip(towers, model.texts))
     if layout is None:
@@ -59,15 +68,23 @@ def save(model: Model, path: str | Path, layout: str | None = None, dtype: torch
             write(part, tensors, dtype, {**metadata, **own})
 
 
-def save_part(network: nn.Module, path: str | Path, names: str = "diffusers", dtype: torch.dtype | None = None,
-              metadata: Mapping[str, str] = {}) -> None:
+def save_part(
+    network: nn.Module,
+    path: str | Path,
+    names: str = "diffusers",
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] = {},
+) -> None:
     """Write one network as one file. names: "diffusers"; "ldm", of a UNet or VAE; "open_clip", of a text tower.
 
     Raises CheckpointError if the path is taken, cannot be written or the network was never published so.
     """
     path = Path(path)
-    if names != "diffusers" and names != ("open_clip" if isinstance(network, CLIPText) else "ldm") or (
-            names == "ldm" and isinstance(network, TinyVAE)):
+    if (
+        names != "diffusers"
+        and names != ("open_clip" if isinstance(network, CLIPText) else "ldm")
+        or (names == "ldm" and isinstance(network, TinyVAE))
+    ):
         raise CheckpointError(f"{path}: a {type(network).__name__} was never published with the names of {names}")
     tensors, metadata = section_tensors(network, Section("", names)), unnoted(metadata)
     with appearing(path) as part:
@@ -99,8 +116,15 @@ def appearing(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
-def write_folder(folder: Path, facts: ModelConfig, networks: Mapping[str, nn.Module], dtype: torch.dtype | None,
-                 variant: str | None, shard_size: int | None, metadata: Mapping[str, str]) -> None:
+def write_folder(
+    folder: Path,
+    facts: ModelConfig,
+    networks: Mapping[str, nn.Module],
+    dtype: torch.dtype | None,
+    variant: str | None,
+    shard_size: int | None,
+    metadata: Mapping[str, str],
+) -> None:
     write_facts(folder, facts, TOWERS[facts.family])
     for part, network in networks.items():
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
@@ -109,8 +133,15 @@ def write_folder(folder: Path, facts: ModelConfig, networks: Mapping[str, nn.Mod
         write_shards(folder / part, stem, tensors, dtype, variant, shard_size, own)
 
 
-def write_shards(folder: Path, stem: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None,
-                 variant: str | None, size: int | None, metadata: Mapping[str, str]) -> None:
+def write_shards(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    variant: str | None,
+    size: int | None,
+    metadata: Mapping[str, str],
+) -> None:
     """One file, or several of at most `size` bytes, unless a tensor is larger, with an index that lists them."""
     shards, sizes = [{}], [0]
     for key, tensor in tensors.items():
@@ -126,23 +157,29 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, Tensor], dtype: 
     names = [f"{stem}{word}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards):
         write(folder / name, shard, dtype, metadata)
-    write_json(folder / f"{stem}.safetensors.index{word}.json",
-               {"metadata": {"total_size": sum(sizes)},
-                "weight_map": {key: name for name, shard in zip(names, shards) for key in shard}})
+    write_json(
+        folder / f"{stem}.safetensors.index{word}.json",
+        {
+            "metadata": {"total_size": sum(sizes)},
+            "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
+        },
+    )
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
     converted = {key: tensor.detach().to(dtype or tensor.dtype).contiguous() for key, tensor in tensors.items()}
     for key, tensor in converted.items():
         if tensor.dtype != tensors[key].dtype and not is_finite(tensor):
-            raise CheckpointError(f"{shown(key)} holds values beyond {str(dtype).removeprefix('torch.')}: choose "
-                                  "bfloat16 or float32")
+            raise CheckpointError(
+                f"{shown(key)} holds values beyond {str(dtype).removeprefix('torch.')}: choose bfloat16 or float32"
+            )
     save_file(converted, path, metadata={"format": "pt", **metadata})
-    path.chmod(0o644)   # the library keeps it to its owner
+    path.chmod(0o644)  # the library keeps it to its owner
 
 
-def single_file(facts: ModelConfig, networks: Mapping[str, nn.Module],
-                layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def single_file(
+    facts: ModelConfig, networks: Mapping[str, nn.Module], layout: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a single file and the metadata that it cannot do without."""
     if isinstance(facts.vae, TinyVAEConfig) or facts.unet.guidance_dim:
         raise CheckpointError("no single file was ever published with TAESD or an LCM UNet: save a folder instead")
@@ -175,12 +212,16 @@ def convolved(tensor: Tensor, key: str) -> Tensor:
 def marks(facts: ModelConfig) -> dict[str, Tensor]:
     """What tells special models from the plain ones of their shapes, as ComfyUI and diffusers know it too."""
     if facts.latent.mean:
-        return {f"edm_{key}": torch.tensor(values)[None, :, None, None]
-                for key, values in (("mean", facts.latent.mean), ("std", facts.latent.std))}
+        return {
+            f"edm_{key}": torch.tensor(values)[None, :, None, None]
+            for key, values in (("mean", facts.latent.mean), ("std", facts.latent.std))
+        }
     found = {}
     if facts.noise.edm:
-        found |= {"edm_vpred.sigma_min": torch.tensor(facts.noise.sigma_min),
-                  "edm_vpred.sigma_max": torch.tensor(facts.noise.sigma_max)}
+        found |= {
+            "edm_vpred.sigma_min": torch.tensor(facts.noise.sigma_min),
+            "edm_vpred.sigma_max": torch.tensor(facts.noise.sigma_max),
+        }
     elif facts.family == "sdxl" and facts.prediction == "v":
         found["v_pred"] = torch.zeros(())
     if facts.noise.zero_snr:

@@ -6,8 +6,8 @@ from typing import NoReturn
 
 from .errors import CheckpointError, shown
 
-LARGEST = 2**20   # of a width; no network comes near it
-DEEPEST = 256     # of a number of layers or levels: nobody should wait for a file to build a million of them
+LARGEST = 2**20  # of a width; no network comes near it
+DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,4 @@ def is_whole(value: object, least: int, most: int = LARGEST) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30   # NaN is not
+    return type(value) in (int, float) and abs(value) < 1e30  # NaN is not

@@ -15,9 +15,9 @@ from .files import Stored
 from .layouts import open_clip_table, outline, published_name, renamed, unet_table, vae_table
 
 GROUPS, HEAD = 32, 64
-UNCLIP_WIDTHS = ((2048,), (1536,))   # of its image embedding; SDXL and the refiner add vectors of 2816 and 2560
+UNCLIP_WIDTHS = ((2048,), (1536,))  # of its image embedding; SDXL and the refiner add vectors of 2816 and 2560
 TOWERS = {768: "l", 1024: "h", 1280: "bigg"}
-WHOLE_H = 24                   # layers of ViT-H's tower
+WHOLE_H = 24  # layers of ViT-H's tower
 
 
 class Shapes:
@@ -41,7 +41,7 @@ class Shapes:
 
     def count(self, path: str) -> int:
         """How many numbered modules 0, 1, ... without a gap there are below a path."""
-        numbers = {name[len(path) + 1:].split(".")[0] for name in self.shapes if name.startswith(path + ".")}
+        numbers = {name[len(path) + 1 :].split(".")[0] for name in self.shapes if name.startswith(path + ".")}
         return next(n for n in range(len(numbers) + 1) if str(n) not in numbers)
 
     def refuse(self, problem: str) -> NoReturn:
@@ -61,15 +61,22 @@ def unet_config(stored: Stored, names: str, path: Path, layout: str = "") -> UNe
     upscaler = "class_embedding.weight" in shapes.shapes
     heads = (8,) * levels if upscaler or not linear else tuple(max(c // HEAD, 1) for c in channels)
     return UNetConfig(
-        in_channels=shapes.size("conv_in.weight", 1), out_channels=shapes.size("conv_out.weight", 0),
-        channels=channels, heads=heads, depth=depth, mid_depth=shapes.count(middle + "transformer_blocks"),
-        context_dim=shapes.size(middle + "transformer_blocks.0.attn2.to_k.weight", 1), linear_projection=linear,
-        layers=shapes.count("down_blocks.0.resnets"), groups=GROUPS,
+        in_channels=shapes.size("conv_in.weight", 1),
+        out_channels=shapes.size("conv_out.weight", 0),
+        channels=channels,
+        heads=heads,
+        depth=depth,
+        mid_depth=shapes.count(middle + "transformer_blocks"),
+        context_dim=shapes.size(middle + "transformer_blocks.0.attn2.to_k.weight", 1),
+        linear_projection=linear,
+        layers=shapes.count("down_blocks.0.resnets"),
+        groups=GROUPS,
         cross_only=tuple(level < levels - 1 for level in range(levels)) if upscaler else (),
         vector_dim=shapes.width("add_embedding.linear_1.weight"),
         class_dim=shapes.width("class_embedding.linear_1.weight"),
         class_count=shapes.size("class_embedding.weight", 0) if upscaler else 0,
-        guidance_dim=shapes.width("time_embedding.cond_proj.weight"))
+        guidance_dim=shapes.width("time_embedding.cond_proj.weight"),
+    )
 
 
 def unet_shapes(stored: Stored, names: str, layout: str) -> dict[str, tuple[int, ...]]:
@@ -78,9 +85,20 @@ def unet_shapes(stored: Stored, names: str, layout: str) -> dict[str, tuple[int,
     depth, layers = outline(stored)
     width = stored["label_emb.0.0.weight"].entry.shape[-1:] if "label_emb.0.0.weight" in stored else ()
     class_dim = layout == "ldm" or layout == "" and width in UNCLIP_WIDTHS
-    table = unet_table(UNetConfig(in_channels=0, channels=(0,) * len(depth), heads=(), depth=depth, mid_depth=1,
-                                  context_dim=0, linear_projection=True, layers=layers, class_dim=int(class_dim),
-                                  class_count=int("label_emb.weight" in stored)))
+    table = unet_table(
+        UNetConfig(
+            in_channels=0,
+            channels=(0,) * len(depth),
+            heads=(),
+            depth=depth,
+            mid_depth=1,
+            context_dim=0,
+            linear_projection=True,
+            layers=layers,
+            class_dim=int(class_dim),
+            class_count=int("label_emb.weight" in stored),
+        )
+    )
     return shapes_of(stored, {theirs: ours for ours, theirs in table.items()})
 
 
@@ -95,17 +113,21 @@ def vae_config(stored: Stored, names: str, path: Path) -> VAEConfig | TinyVAECon
     levels = shapes.count("encoder.down_blocks")
     if not levels:
         shapes.refuse("its encoder is missing")
-    return VAEConfig(channels=tuple(shapes.size(f"encoder.down_blocks.{level}.resnets.0.conv1.weight", 0)
-                                    for level in range(levels)),
-                     latent_channels=shapes.size("decoder.conv_in.weight", 1),
-                     image_channels=shapes.size("encoder.conv_in.weight", 1),
-                     layers=shapes.count("encoder.down_blocks.0.resnets"), groups=GROUPS)
+    return VAEConfig(
+        channels=tuple(
+            shapes.size(f"encoder.down_blocks.{level}.resnets.0.conv1.weight", 0) for level in range(levels)
+        ),
+        latent_channels=shapes.size("decoder.conv_in.weight", 1),
+        image_channels=shapes.size("encoder.conv_in.weight", 1),
+        layers=shapes.count("encoder.down_blocks.0.resnets"),
+        groups=GROUPS,
+    )
 
 
 def clip_config(stored: Stored, names: str, path: Path, tower: str = "") -> CLIPConfig:
     """tower: "l", "h" or "bigg"; by its width where nobody knows better."""
     raw = Shapes(shapes_of(stored), "text tower", path)
-    transposed = names == "open_clip" and "text_projection.weight" not in stored   # one file keeps transformers' way
+    transposed = names == "open_clip" and "text_projection.weight" not in stored  # one file keeps transformers' way
     table = {}
     if names == "open_clip":
         layers = raw.count("transformer.resblocks")
@@ -118,14 +140,20 @@ def clip_config(stored: Stored, names: str, path: Path, tower: str = "") -> CLIP
         shapes.refuse("text_model.encoder.layers.0 is missing")
     tower = tower or TOWERS.get(width, "h" if names == "open_clip" else "l")
     if tower == "h" and names == "open_clip" and ("text_projection" in stored or layers == WHOLE_H):
-        layers -= 1                        # SD 2 reads the layer before the last, so ours ends there
+        layers -= 1  # SD 2 reads the layer before the last, so ours ends there
     projection = 0
     if tower == "bigg":
         projection = raw.size("text_projection", 1) if transposed else raw.size("text_projection.weight", 0)
-    return CLIPConfig(layers=layers, width=width, heads=max(width // HEAD, 1),
-                      hidden=shapes.size("text_model.encoder.layers.0.mlp.fc1.weight", 0), quick_gelu=tower == "l",
-                      projection=projection, vocab=shapes.size("text_model.embeddings.token_embedding.weight", 0),
-                      length=shapes.size("text_model.embeddings.position_embedding.weight", 0))
+    return CLIPConfig(
+        layers=layers,
+        width=width,
+        heads=max(width // HEAD, 1),
+        hidden=shapes.size("text_model.encoder.layers.0.mlp.fc1.weight", 0),
+        quick_gelu=tower == "l",
+        projection=projection,
+        vocab=shapes.size("text_model.embeddings.token_embedding.weight", 0),
+        length=shapes.size("text_model.embeddings.position_embedding.weight", 0),
+    )
 
 
 def tiny_vae_config(stored: Stored, path: Path) -> TinyVAEConfig:
@@ -136,10 +164,13 @@ def tiny_vae_config(stored: Stored, path: Path) -> TinyVAEConfig:
             blocks.append(0)
         elif blocks:
             blocks[-1] += 1
-    last = len(blocks) - 1                 # the last convolution makes the latents
-    return TinyVAEConfig(channels=shapes.size("encoder.layers.0.weight", 0), blocks=tuple(blocks[:last]),
-                         latent_channels=shapes.size("decoder.layers.0.weight", 1),
-                         image_channels=shapes.size("encoder.layers.0.weight", 1))
+    last = len(blocks) - 1  # the last convolution makes the latents
+    return TinyVAEConfig(
+        channels=shapes.size("encoder.layers.0.weight", 0),
+        blocks=tuple(blocks[:last]),
+        latent_channels=shapes.size("decoder.layers.0.weight", 1),
+        image_channels=shapes.size("encoder.layers.0.weight", 1),
+    )
 
 
 def shapes_of(stored: Stored, rename: Mapping[str, str] = {}) -> dict[str, tuple[int, ...]]:

@@ -50,8 +50,10 @@ def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) 
     """A UNet brings no text towers and no noise levels: those it was trained with must be the model's."""
     for name, found in training.items():
         if found != getattr(facts, name):
-            raise CheckpointError(f"{path}: its UNet was trained with the {name} {found}, and the model's with "
-                                  f"{getattr(facts, name)}: it cannot be swapped in, load it whole")
+            raise CheckpointError(
+                f"{path}: its UNet was trained with the {name} {found}, and the model's with "
+                f"{getattr(facts, name)}: it cannot be swapped in, load it whole"
+            )
     facts = replace(facts, unet=unet)
     return replace(facts, sampler="lcm", steps=4, guidance=8.5) if unet.guidance_dim else facts
 
@@ -59,14 +61,18 @@ def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) 
 def with_vae(facts: ModelConfig, vae: VAEConfig | TinyVAEConfig, settings: Settings, path: Path) -> ModelConfig:
     """The scale of the latents belongs to the UNet, which was trained on it, so the model keeps its own."""
     if vae.factor != facts.vae.factor:
-        raise CheckpointError(f"{path}: its VAE makes latents of one {vae.factor}th of the picture's height, and the "
-                              f"model's of one {facts.vae.factor}th: it cannot be swapped in")
+        raise CheckpointError(
+            f"{path}: its VAE makes latents of one {vae.factor}th of the picture's height, and the "
+            f"model's of one {facts.vae.factor}th: it cannot be swapped in"
+        )
     if isinstance(vae, TinyVAEConfig):
         return replace(facts, vae=vae, latent=TINY_LATENT, careful_vae=False)
     scale = settings.number("scaling_factor", facts.latent.scale)
     if scale != facts.latent.scale and not facts.latent.mean:
-        raise CheckpointError(f"{path}: its VAE scales latents by {scale}, and the model's by {facts.latent.scale}: "
-                              "it is the VAE of another family")
+        raise CheckpointError(
+            f"{path}: its VAE scales latents by {scale}, and the model's by {facts.latent.scale}: "
+            "it is the VAE of another family"
+        )
     return replace(facts, vae=vae, careful_vae=facts.careful_vae and settings.flag("force_upcast", True))
 
 
@@ -74,6 +80,9 @@ def vae_settings(path: Path) -> Settings:
     """Its config.json, where it has one, or what the file around it says."""
     if whole := whole_file(path):
         return Settings(str(path), dict(scaling_factor=whole.facts.latent.scale, force_upcast=whole.facts.careful_vae))
-    found = [folder / "config.json" for folder in (path / "vae", path, path.absolute().parent)
-             if (folder / "config.json").is_file()]
+    found = [
+        folder / "config.json"
+        for folder in (path / "vae", path, path.absolute().parent)
+        if (folder / "config.json").is_file()
+    ]
     return Settings(str(found[0]), read_json(found[0])) if found else Settings(str(path), {})

@@ -18,9 +18,13 @@ from .errors import CheckpointError, listed, shown
 from .lora_files import read_all
 
 UNNAMED = "emb_params"
-PAIR = ("clip_l", "clip_g")                                       # of SDXL's towers, in published order
-FAMILIES = {                    # by the widths of the vectors
-    (768,): "SD 1", (1024,): "SD 2", (768, 1280): "SDXL", (1280,): "SDXL's refiner"}
+PAIR = ("clip_l", "clip_g")  # of SDXL's towers, in published order
+FAMILIES = {  # by the widths of the vectors
+    (768,): "SD 1",
+    (1024,): "SD 2",
+    (768, 1280): "SDXL",
+    (1280,): "SDXL's refiner",
+}
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,21 @@ def read_embedding(source: str | Path) -> Embedding:
     tensors, _ = read_all(path)
     keys = PAIR if tensors.keys() == set(PAIR) else tuple(tensors)
     if keys != PAIR and len(keys) != 1:
-        raise CheckpointError(f"{path} holds {listed(list(keys)) or 'nothing'}: an embedding has one tensor, or "
-                              f"{' and '.join(PAIR)}")
+        raise CheckpointError(
+            f"{path} holds {listed(list(keys)) or 'nothing'}: an embedding has one tensor, or {' and '.join(PAIR)}"
+        )
     for key, tensor in tensors.items():
         if tensor.ndim not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: {shown(key)} is {tensor.dtype} of the shape {tuple(tensor.shape)}: "
-                                  "floating-point vectors (n d) are expected")
+            raise CheckpointError(
+                f"{path}: {shown(key)} is {tensor.dtype} of the shape {tuple(tensor.shape)}: "
+                "floating-point vectors (n d) are expected"
+            )
     vectors = tuple(tensors[key][None] if tensors[key].ndim == 1 else tensors[key] for key in keys)
     if len({len(tensor) for tensor in vectors}) > 1:
-        raise CheckpointError(f"{path} holds {len(vectors[0])} vectors for one tower and {len(vectors[1])} for the "
-                              "other: equally many are expected")
+        raise CheckpointError(
+            f"{path} holds {len(vectors[0])} vectors for one tower and {len(vectors[1])} for the "
+            "other: equally many are expected"
+        )
     return Embedding(path.stem if keys == PAIR or keys == (UNNAMED,) else keys[0], vectors, str(path))
 
 
@@ -63,8 +72,10 @@ def add_embedding(model: Model, embedding: Embedding | str | Path, token: str | 
     wanted = tuple(text.config.width for text in model.texts)
     chosen = embedding.vectors[-1:] if model.facts.family == "sdxl_refiner" and len(widths) == 2 else embedding.vectors
     if tuple(tensor.shape[1] for tensor in chosen) != wanted:
-        raise CheckpointError(f"the embedding {embedding.source} has vectors of width {named(widths)}, and the model's "
-                              f"text towers {named(wanted)}")
+        raise CheckpointError(
+            f"the embedding {embedding.source} has vectors of width {named(widths)}, and the model's "
+            f"text towers {named(wanted)}"
+        )
     try:
         tokenizer = model.tokenizer.with_token(token or embedding.token, len(chosen[0]))
     except ValueError as error:

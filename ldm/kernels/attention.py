@@ -23,10 +23,29 @@ from .precision import dot, rounded
 
 
 @triton.jit(do_not_specialize=["n", "m"])
-def forward_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, row_total, scale, n, m,
-                   WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, COLUMNS: tl.constexpr,
-                   ALIGN: tl.constexpr, CAUSAL: tl.constexpr, RAGGED: tl.constexpr,
-                   BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+def forward_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    out,
+    row_highest,
+    row_total,
+    scale,
+    n,
+    m,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     first, head = tl.program_id(0) * BLOCK_Q, tl.program_id(1).to(tl.int64)
     parts: tl.constexpr = MAIN // COLUMNS
     image, part = tl.program_id(2).to(tl.int64) // parts, tl.program_id(2) % parts
@@ -39,11 +58,11 @@ def forward_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, r
 
     queries = first + tl.arange(0, BLOCK_Q)
     query, query_tail = load_both(q, q_strides[2], n - first, BLOCK_Q, WIDTH, MAIN, TAIL, True)
-    highest = tl.full([BLOCK_Q], -float("inf"), tl.float32)   # largest score so far, in units of log2
-    total = tl.zeros([BLOCK_Q], tl.float32)                   # sum of 2**(score - highest) so far
-    sums = tl.zeros([BLOCK_Q, COLUMNS], tl.float32)           # of the values, weighted likewise
+    highest = tl.full([BLOCK_Q], -float("inf"), tl.float32)  # largest score so far, in units of log2
+    total = tl.zeros([BLOCK_Q], tl.float32)  # sum of 2**(score - highest) so far
+    sums = tl.zeros([BLOCK_Q, COLUMNS], tl.float32)  # of the values, weighted likewise
     sums_tail = tl.zeros([BLOCK_Q, TAIL if TAIL else 16], tl.float32)
-    scale *= LOG2_E                                           # exp(x) = 2**(x * log2(e)), and exp2 is one instruction
+    scale *= LOG2_E  # exp(x) = 2**(x * log2(e)), and exp2 is one instruction
     last = tl.minimum(m, first + BLOCK_Q) if CAUSAL else m
     for start in tl.range(0, last, BLOCK_K):
         key, key_tail = load_both(k, k_strides[2], m - start, BLOCK_K, WIDTH, MAIN, TAIL, RAGGED)
@@ -53,7 +72,7 @@ def forward_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, r
             scores = visible(scores, queries[:, None], keys[None, :], m, CAUSAL)
         higher = tl.maximum(highest, tl.max(scores, 1) * scale)
         weights = tl.exp2(scores * scale - higher[:, None])
-        shrink = tl.exp2(highest - higher)                    # what was summed so far was relative to `highest`
+        shrink = tl.exp2(highest - higher)  # what was summed so far was relative to `highest`
         highest = higher
         total = total * shrink + tl.sum(weights, 1)
         value = load(v, v_strides[2], m - start, BLOCK_K, 0, COLUMNS, WIDTH, RAGGED)
@@ -69,9 +88,29 @@ def forward_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, r
 
 
 @triton.jit(do_not_specialize=["n", "m", "span"])
-def short_kernel(q, q_strides, k, k_strides, v, v_strides, out, row_highest, row_total, scale, n, m, span,
-                 WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, ALIGN: tl.constexpr,
-                 CAUSAL: tl.constexpr, RAGGED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+def short_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    out,
+    row_highest,
+    row_total,
+    scale,
+    n,
+    m,
+    span,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """For few keys, such as the 77 of a prompt: all of them stay on chip while `span` queries pass by."""
     first, head, image = tl.program_id(0) * span, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
@@ -112,11 +151,17 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
         require(x.ndim == 4, "attention", f"{name} has shape {tuple(x.shape)}, not (b heads n d)")
         require(x.dtype == q.dtype, "attention", f"{name} is {x.dtype}, but q is {q.dtype}")
         require(x.stride(3) == 1 or x.shape[3] == 1, "attention", f"{name} has strides {x.stride()}, the last not 1")
-        require(x.shape[2] * x.stride(2) < 2**31, "attention",
-                f"one head of {name} spans {x.shape[2] * x.stride(2)} elements, more than 32 bits can count")
+        require(
+            x.shape[2] * x.stride(2) < 2**31,
+            "attention",
+            f"one head of {name} spans {x.shape[2] * x.stride(2)} elements, more than 32 bits can count",
+        )
     b, heads, _, width = q.shape
-    require(k.shape == v.shape and (k.shape[0], k.shape[1], k.shape[3]) == (b, heads, width), "attention",
-            f"shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} of q, k and v do not agree")
+    require(
+        k.shape == v.shape and (k.shape[0], k.shape[1], k.shape[3]) == (b, heads, width),
+        "attention",
+        f"shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} of q, k and v do not agree",
+    )
     require(width <= 160 or width == 512, "attention", f"heads are {width} wide; 1 to 160, and 512, are served")
 
 
@@ -133,12 +178,14 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Te
         if short := short_tiles(width, m, q):
             span = short.queries * max(1, b * heads * n // (short.queries * 8 * processors(q.device)))
             short_kernel[(triton.cdiv(n, span), heads, b)](
-                *inputs, span, RAGGED=n % short.queries > 0, **short.blocks(), **shared)
+                *inputs, span, RAGGED=n % short.queries > 0, **short.blocks(), **shared
+            )
         else:
             tile = tiles("forward", width, q)
             columns = tile.columns or main
             forward_kernel[(triton.cdiv(n, tile.queries), heads, b * main // columns)](
-                *inputs, COLUMNS=columns, RAGGED=m % tile.keys > 0, **tile.blocks(), **shared)
+                *inputs, COLUMNS=columns, RAGGED=m % tile.keys > 0, **tile.blocks(), **shared
+            )
     return out, highest, total
 
 

@@ -14,8 +14,16 @@ LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
-def load(start, stride, length, ROWS: tl.constexpr, FIRST: tl.constexpr, COLUMNS: tl.constexpr,
-         WIDTH: tl.constexpr, RAGGED: tl.constexpr):
+def load(
+    start,
+    stride,
+    length,
+    ROWS: tl.constexpr,
+    FIRST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
     """ROWS rows from `start`, and of each the COLUMNS columns from FIRST; zeros beyond `length` rows and WIDTH."""
     rows, columns = tl.arange(0, ROWS), FIRST + tl.arange(0, COLUMNS)
     pointers = start + rows[:, None] * stride + columns[None, :]
@@ -26,8 +34,16 @@ def load(start, stride, length, ROWS: tl.constexpr, FIRST: tl.constexpr, COLUMNS
 
 
 @triton.jit
-def load_both(start, stride, length, ROWS: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-              RAGGED: tl.constexpr):
+def load_both(
+    start,
+    stride,
+    length,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
     """The main columns and the tail of ROWS rows; without a tail the second is the first, and unused."""
     main = load(start, stride, length, ROWS, 0, MAIN, WIDTH, RAGGED)
     tail = main

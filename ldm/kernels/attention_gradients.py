@@ -30,10 +30,32 @@ def weights_again(scores, highest, total, dtype: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n", "m"])
-def queries_kernel(q, q_strides, k, k_strides, v, v_strides, out, grad_out, row_highest, row_total, delta, grad_q,
-                   scale, n, m, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, COLUMNS: tl.constexpr,
-                   ALIGN: tl.constexpr, CAUSAL: tl.constexpr, RAGGED: tl.constexpr,
-                   BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+def queries_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    out,
+    grad_out,
+    row_highest,
+    row_total,
+    delta,
+    grad_q,
+    scale,
+    n,
+    m,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """dq, and delta for the other kernel. A program owns BLOCK_Q queries of a head and walks over the keys."""
     first, head = tl.program_id(0) * BLOCK_Q, tl.program_id(1).to(tl.int64)
     parts: tl.constexpr = MAIN // COLUMNS
@@ -76,15 +98,39 @@ def queries_kernel(q, q_strides, k, k_strides, v, v_strides, out, grad_out, row_
             sums_tail = dot(slopes, key_tail, sums_tail)
         k += BLOCK_K * k_strides[2]
         v += BLOCK_K * v_strides[2]
-    store_both(grad_q + packed + part * COLUMNS, heads * WIDTH, n - first, sums * scale, sums_tail * scale,
-               WIDTH, MAIN, TAIL)
+    store_both(
+        grad_q + packed + part * COLUMNS, heads * WIDTH, n - first, sums * scale, sums_tail * scale, WIDTH, MAIN, TAIL
+    )
 
 
 @triton.jit(do_not_specialize=["n", "m", "span"])
-def keys_kernel(q, q_strides, k, k_strides, v, v_strides, grad_out, row_highest, row_total, delta, grad_k, grad_v,
-                scale, n, m, span, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, COLUMNS: tl.constexpr,
-                ALIGN: tl.constexpr, CAUSAL: tl.constexpr, RAGGED: tl.constexpr,
-                BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+def keys_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    grad_out,
+    row_highest,
+    row_total,
+    delta,
+    grad_k,
+    grad_v,
+    scale,
+    n,
+    m,
+    span,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """dk and dv. A program owns BLOCK_K keys of a head and walks over `span` queries, here as columns: scores are
     (keys, queries). Several programs share the keys where those alone would not fill the GPU; each writes its own sums
     (split b m heads d), to be added later.
@@ -97,7 +143,7 @@ def keys_kernel(q, q_strides, k, k_strides, v, v_strides, grad_out, row_highest,
     heads, images = tl.num_programs(1), tl.num_programs(2) // parts
     begin, end = split * span, tl.minimum(n, split * span + span)
     if CAUSAL:
-        begin = tl.maximum(begin, first // BLOCK_Q * BLOCK_Q)     # earlier queries do not see these keys
+        begin = tl.maximum(begin, first // BLOCK_Q * BLOCK_Q)  # earlier queries do not see these keys
     k += tl.multiple_of(image * k_strides[0] + head * k_strides[1] + first * k_strides[2], ALIGN)
     v += tl.multiple_of(image * v_strides[0] + head * v_strides[1] + first * v_strides[2], ALIGN)
     q += tl.multiple_of(image * q_strides[0] + head * q_strides[1] + begin * q_strides[2], ALIGN)
@@ -139,12 +185,13 @@ def keys_kernel(q, q_strides, k, k_strides, v, v_strides, grad_out, row_highest,
     store_both(grad_k + packed, heads * WIDTH, m - first, sum_k * scale, sum_k_tail * scale, WIDTH, MAIN, TAIL)
 
 
-def gradients(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, highest: Tensor,
-              total: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, highest: Tensor, total: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, each (b heads n d) and laid out as (b n heads*d)."""
     (b, heads, n, width), m = q.shape, k.shape[2]
     main, tail = columns_in_blocks(width)
-    grad_out, out = (x.transpose(1, 2).contiguous() for x in (grad_out, out))   # they usually are; a hook may move out
+    grad_out, out = (x.transpose(1, 2).contiguous() for x in (grad_out, out))  # they usually are; a hook may move out
     grad_q, delta = torch.empty_like(grad_out), torch.empty_like(highest)
     shared = dict(WIDTH=width, MAIN=main, TAIL=tail, ALIGN=alignment(q, k, v, width=width), CAUSAL=causal, **FUSED)
     inputs = q, q.stride()[:3], k, k.stride()[:3], v, v.stride()[:3]
@@ -153,8 +200,21 @@ def gradients(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, hi
         tile = tiles("queries", width, q)
         columns = tile.columns or main
         queries_kernel[(triton.cdiv(n, tile.queries), heads, b * main // columns)](
-            *inputs, out, grad_out, highest, total, delta, grad_q, scale, n, m,
-            COLUMNS=columns, RAGGED=m % tile.keys > 0, **tile.blocks(), **shared)
+            *inputs,
+            out,
+            grad_out,
+            highest,
+            total,
+            delta,
+            grad_q,
+            scale,
+            n,
+            m,
+            COLUMNS=columns,
+            RAGGED=m % tile.keys > 0,
+            **tile.blocks(),
+            **shared,
+        )
 
         tile = tiles("keys", width, q)
         columns = tile.columns or main
@@ -163,8 +223,21 @@ def gradients(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, hi
         splits = triton.cdiv(n, span)
         sums = [k.new_empty(splits, b, m, heads, width, dtype=torch.float32 if splits > 1 else k.dtype) for _ in "kv"]
         keys_kernel[(blocks * splits, heads, b * parts)](
-            *inputs, grad_out, highest, total, delta, *sums, scale, n, m, span,
-            COLUMNS=columns, RAGGED=n % tile.queries > 0, **tile.blocks(), **shared)
+            *inputs,
+            grad_out,
+            highest,
+            total,
+            delta,
+            *sums,
+            scale,
+            n,
+            m,
+            span,
+            COLUMNS=columns,
+            RAGGED=n % tile.queries > 0,
+            **tile.blocks(),
+            **shared,
+        )
     grad_k, grad_v = (x.sum(0).to(k.dtype) if splits > 1 else x[0] for x in sums)
     return tuple(x.transpose(1, 2) for x in (grad_q, grad_k, grad_v))
 

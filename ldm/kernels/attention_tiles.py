@@ -21,7 +21,7 @@ class Tiles:
     keys: int
     warps: int
     stages: int
-    columns: int = 0   # of the result that one program sums; 0: all of the main ones
+    columns: int = 0  # of the result that one program sums; 0: all of the main ones
 
     def blocks(self) -> dict:
         return dict(BLOCK_Q=self.queries, BLOCK_K=self.keys, num_warps=self.warps, num_stages=self.stages)
@@ -32,22 +32,38 @@ TILES = {
     "sm_90": {
         "forward": {96: Tiles(128, 64, 8, 3), 160: Tiles(128, 32, 8, 3), 512: Tiles(128, 32, 8, 2, columns=256)},
         "queries": {96: Tiles(128, 64, 8, 2), 160: Tiles(128, 32, 8, 2), 512: Tiles(32, 16, 8, 2)},
-        "keys": {64: Tiles(64, 128, 8, 2), 96: Tiles(32, 128, 8, 2), 160: Tiles(16, 128, 8, 2),
-                 512: Tiles(16, 32, 8, 2, columns=256)},
+        "keys": {
+            64: Tiles(64, 128, 8, 2),
+            96: Tiles(32, 128, 8, 2),
+            160: Tiles(16, 128, 8, 2),
+            512: Tiles(16, 32, 8, 2, columns=256),
+        },
         "short": {96: Tiles(128, 128, 8, 2), 160: Tiles(64, 128, 8, 2)},
     },
     "sm_80": {
         "forward": {96: Tiles(128, 64, 8, 3), 160: Tiles(128, 32, 8, 2), 512: Tiles(64, 32, 8, 2, columns=256)},
-        "queries": {64: Tiles(128, 64, 8, 2), 96: Tiles(64, 32, 4, 2), 160: Tiles(64, 16, 4, 2),
-                    512: Tiles(32, 16, 8, 2)},
+        "queries": {
+            64: Tiles(128, 64, 8, 2),
+            96: Tiles(64, 32, 4, 2),
+            160: Tiles(64, 16, 4, 2),
+            512: Tiles(32, 16, 8, 2),
+        },
         "keys": {96: Tiles(32, 128, 8, 2), 160: Tiles(16, 128, 8, 2), 512: Tiles(16, 32, 8, 2, columns=256)},
         "short": {96: Tiles(128, 128, 8, 2), 160: Tiles(64, 128, 8, 2)},
     },
     "gfx942": {
-        "forward": {64: Tiles(128, 32, 4, 2), 96: Tiles(128, 64, 4, 2), 160: Tiles(64, 32, 4, 2),
-                    512: Tiles(32, 16, 8, 2, columns=256)},
-        "queries": {64: Tiles(64, 32, 4, 2), 96: Tiles(64, 64, 4, 2), 160: Tiles(64, 32, 4, 2),
-                    512: Tiles(16, 16, 8, 2, columns=256)},
+        "forward": {
+            64: Tiles(128, 32, 4, 2),
+            96: Tiles(128, 64, 4, 2),
+            160: Tiles(64, 32, 4, 2),
+            512: Tiles(32, 16, 8, 2, columns=256),
+        },
+        "queries": {
+            64: Tiles(64, 32, 4, 2),
+            96: Tiles(64, 64, 4, 2),
+            160: Tiles(64, 32, 4, 2),
+            512: Tiles(16, 16, 8, 2, columns=256),
+        },
         "keys": {64: Tiles(16, 64, 4, 2), 160: Tiles(32, 64, 4, 2), 512: Tiles(16, 16, 4, 2, columns=64)},
         "short": {},
     },
@@ -65,7 +81,7 @@ FLOAT32_TILES = {
     "keys": {96: Tiles(32, 32, 4, 2), 160: Tiles(32, 32, 8, 2), 512: Tiles(16, 16, 8, 2, columns=128)},
     "short": {},
 }
-SMALL = ("sm_86", "sm_89", "sm_120", "sm_121", "gfx942")   # less shared memory than float32 gradients of head 512 take
+SMALL = ("sm_86", "sm_89", "sm_120", "sm_121", "gfx942")  # less shared memory than float32 gradients of head 512 take
 
 
 def sizes_of(kernel: str, like: Tensor) -> dict[int, Tiles]:
@@ -75,8 +91,11 @@ def sizes_of(kernel: str, like: Tensor) -> dict[int, Tiles]:
 def tiles(kernel: str, width: int, like: Tensor) -> Tiles:
     """Raises ValueError for float32 gradients of 512-wide heads on GPUs whose shared memory is too small for them."""
     architecture, wide = hardware.gpu(like.device)[0], width > 160 and like.dtype.itemsize == 4
-    hardware.require(kernel == "forward" or not wide or architecture not in SMALL, "attention",
-                     f"float32 gradients of a {width}-wide head do not fit into the shared memory of {architecture}")
+    hardware.require(
+        kernel == "forward" or not wide or architecture not in SMALL,
+        "attention",
+        f"float32 gradients of a {width}-wide head do not fit into the shared memory of {architecture}",
+    )
     return next(tile for widest, tile in sizes_of(kernel, like).items() if width <= widest)
 
 

@@ -17,7 +17,7 @@ from .precision import rounded
 
 BLOCK = dict(BLOCK_R=16, BLOCK_D=256, num_warps=8)
 SQRT_HALF: tl.constexpr = tl.constexpr(0.7071067811865476)
-DENSITY: tl.constexpr = tl.constexpr(0.3989422804014327)     # 1 / sqrt(2 pi)
+DENSITY: tl.constexpr = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
 
 
 @triton.jit
@@ -44,8 +44,9 @@ def geglu_kernel(x, bias, out, r, d, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=["r", "span"])
-def geglu_gradient_kernel(grad_out, x, bias, grad_x, grad_bias, r, d, span,
-                          BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+def geglu_gradient_kernel(
+    grad_out, x, bias, grad_x, grad_bias, r, d, span, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """d/dgate (gate * P(gate)) = P(gate) + gate * P'(gate). A program walks over `span` rows of its columns; with a
     bias it writes its share of the sums over rows: (programs 2d)."""
     first, columns = tl.program_id(0) * span, tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -75,8 +76,11 @@ def check_geglu(x: Tensor, bias: Tensor | None) -> None:
     check("geglu", x=x, bias=bias)
     require(x.shape[-1] % 2 == 0, "geglu", f"the last axis of x, {x.shape[-1]}, has no two halves")
     require(x.is_contiguous(), "geglu", f"x is not contiguous: strides {x.stride()} for shape {tuple(x.shape)}")
-    require(bias is None or bias.shape == x.shape[-1:] and bias.is_contiguous(), "geglu",
-            f"bias must be contiguous, of shape ({x.shape[-1]},)")
+    require(
+        bias is None or bias.shape == x.shape[-1:] and bias.is_contiguous(),
+        "geglu",
+        f"bias must be contiguous, of shape ({x.shape[-1]},)",
+    )
 
 
 def geglu_forward(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,8 +110,9 @@ def gradients(grad_out: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor,
     programs = triton.cdiv(r, span)
     sums = x.new_empty(programs if bias is not None else 0, 2 * d, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        geglu_gradient_kernel[(programs, wide)](grad_out.contiguous(), x, bias, grad_x, sums, r, d, span,
-                                                BIAS=bias is not None, **BLOCK, **FUSED)
+        geglu_gradient_kernel[(programs, wide)](
+            grad_out.contiguous(), x, bias, grad_x, sums, r, d, span, BIAS=bias is not None, **BLOCK, **FUSED
+        )
     return grad_x, x.new_empty(0) if bias is None else sums.sum(0).to(bias.dtype)
 
 

@@ -20,7 +20,7 @@ from . import group_norm_gradients
 from .hardware import FUSED, check, require, require_affine
 from .pixels import blocks, countable, load, of_channels, pixel_strides, split_pixels, store
 
-JOINED = dict(BLOCK_G=4, BLOCK=1024, num_warps=8)   # groups that one program joins, and parts at a time
+JOINED = dict(BLOCK_G=4, BLOCK=1024, num_warps=8)  # groups that one program joins, and parts at a time
 
 
 @triton.jit
@@ -55,8 +55,22 @@ def parts_of_groups(means, shift, first, part, inside, splits, span, p, SHIFT: t
 
 
 @triton.jit
-def join_kernel(means, squares, shift, mean, rstd, eps, c, p, groups, span, splits,
-                SHIFT: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK: tl.constexpr):
+def join_kernel(
+    means,
+    squares,
+    shift,
+    mean,
+    rstd,
+    eps,
+    c,
+    p,
+    groups,
+    span,
+    splits,
+    SHIFT: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """All parts of a group become its mean and 1 / standard deviation; here for BLOCK_G groups of a picture."""
     group, image = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G), tl.program_id(1).to(tl.int64)
     size = c // groups
@@ -82,8 +96,24 @@ def join_kernel(means, squares, shift, mean, rstd, eps, c, p, groups, span, spli
 
 
 @triton.jit
-def normalize_kernel(x, strides, shift, weight, bias, mean, rstd, out, out_strides, c, p, groups,
-                     SHIFT: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+def normalize_kernel(
+    x,
+    strides,
+    shift,
+    weight,
+    bias,
+    mean,
+    rstd,
+    out,
+    out_strides,
+    c,
+    p,
+    groups,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     channels, image = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2).to(tl.int64)
     pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (channels < c)[:, None] & (pixels < p)[None, :]
@@ -109,8 +139,21 @@ def statistics(x: Tensor, shift: Tensor | None, groups: int, eps: float) -> tupl
     grid = splits, triton.cdiv(c, block["BLOCK_C"]), b
     statistics_kernel[grid](x, strides, means, squares, c, h * w, span, **block, **FUSED)
     join_kernel[(triton.cdiv(groups, JOINED["BLOCK_G"]), b)](
-        means, squares, shift, mean, rstd, eps, c, h * w, groups, span, splits,
-        SHIFT=shift is not None, **JOINED, **FUSED)
+        means,
+        squares,
+        shift,
+        mean,
+        rstd,
+        eps,
+        c,
+        h * w,
+        groups,
+        span,
+        splits,
+        SHIFT=shift is not None,
+        **JOINED,
+        **FUSED,
+    )
     return mean, rstd
 
 
@@ -120,16 +163,26 @@ def check_group_norm(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | No
     b, c, h, w = x.shape
     require(groups > 0 and c % groups == 0, "group_norm", f"{c} channels do not make {groups} groups")
     for name, vector, shape in (("weight", weight, (c,)), ("bias", bias, (c,)), ("shift", shift, (b, c))):
-        require(vector is None or vector.shape == shape and vector.is_contiguous(), "group_norm",
-                f"{name} must be contiguous, of shape {shape}")
-    require(pixel_strides(x) is not None, "group_norm",
-            f"x has strides {x.stride()}: neither pixels nor channels lie next to each other, row after row")
-    require(countable(x), "group_norm",
-            f"a picture of shape {(c, h, w)} and strides {x.stride()[1:]} spans more elements than 32 bits can count")
+        require(
+            vector is None or vector.shape == shape and vector.is_contiguous(),
+            "group_norm",
+            f"{name} must be contiguous, of shape {shape}",
+        )
+    require(
+        pixel_strides(x) is not None,
+        "group_norm",
+        f"x has strides {x.stride()}: neither pixels nor channels lie next to each other, row after row",
+    )
+    require(
+        countable(x),
+        "group_norm",
+        f"a picture of shape {(c, h, w)} and strides {x.stride()[1:]} spans more elements than 32 bits can count",
+    )
 
 
-def group_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float,
-                       silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def group_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The result, in the layout of x, and mean and 1 / standard deviation (b g) in float32."""
     check_group_norm(x, weight, bias, shift, groups)
     (b, c, h, w), strides, out = x.shape, pixel_strides(x), torch.empty_like(x)
@@ -137,8 +190,23 @@ def group_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | 
     with torch.cuda.device_of(x):
         mean, rstd = statistics(x, shift, groups, eps)
         normalize_kernel[(triton.cdiv(h * w, block["BLOCK_P"]), triton.cdiv(c, block["BLOCK_C"]), b)](
-            x, strides, shift, weight, bias, mean, rstd, out, pixel_strides(out), c, h * w, groups,
-            SHIFT=shift is not None, SILU=silu, **block, **FUSED)
+            x,
+            strides,
+            shift,
+            weight,
+            bias,
+            mean,
+            rstd,
+            out,
+            pixel_strides(out),
+            c,
+            h * w,
+            groups,
+            SHIFT=shift is not None,
+            SILU=silu,
+            **block,
+            **FUSED,
+        )
     return out, mean, rstd
 
 
@@ -167,7 +235,7 @@ def keep(ctx, inputs, output) -> None:
 
 
 def differentiate(ctx, grad_out, *_):
-    x, weight, bias, shift, mean, rstd = ctx.saved_tensors        # once: checkpointing gives them out once
+    x, weight, bias, shift, mean, rstd = ctx.saved_tensors  # once: checkpointing gives them out once
     *grads, grad_shift = backward(grad_out, x, weight, bias, shift, mean, rstd, ctx.silu)
     return *grads, None if shift is None else grad_shift, None, None, None
 
@@ -175,8 +243,9 @@ def differentiate(ctx, grad_out, *_):
 forward.register_autograd(differentiate, setup_context=keep)
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False,
-               shift: Tensor | None = None) -> Tensor:
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False, shift: Tensor | None = None
+) -> Tensor:
     """x (b c h w), weight and bias (c), shift (b c) -> (b c h w) in the layout of x; float16, bfloat16 or float32.
 
     Raises ValueError for other types, and where neither pixels nor channels lie next to each other.

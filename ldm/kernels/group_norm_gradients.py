@@ -26,8 +26,26 @@ def gradient_of_normalized(grad, value, weight, bias, SILU: tl.constexpr):
 
 
 @triton.jit
-def sums_kernel(grad_out, grad_strides, x, strides, shift, weight, bias, mean, rstd, sums, c, p, groups, span,
-                SHIFT: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+def sums_kernel(
+    grad_out,
+    grad_strides,
+    x,
+    strides,
+    shift,
+    weight,
+    bias,
+    mean,
+    rstd,
+    sums,
+    c,
+    p,
+    groups,
+    span,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """Over `span` pixels of each channel, the sums of g, g * z and z: (3 b c splits), where z is x normalised, and g
     the gradient of weight * z + bias."""
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -55,9 +73,28 @@ def sums_kernel(grad_out, grad_strides, x, strides, shift, weight, bias, mean, r
 
 
 @triton.jit
-def gradient_kernel(grad_out, grad_strides, x, strides, shift, weight, bias, mean, rstd, mean_g, mean_gz, out,
-                    out_strides, c, p, groups, SHIFT: tl.constexpr, SILU: tl.constexpr,
-                    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+def gradient_kernel(
+    grad_out,
+    grad_strides,
+    x,
+    strides,
+    shift,
+    weight,
+    bias,
+    mean,
+    rstd,
+    mean_g,
+    mean_gz,
+    out,
+    out_strides,
+    c,
+    p,
+    groups,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """dx = rstd * (weight * g - mean(weight * g) - z * mean(weight * g * z)); the means are those of the group."""
     channels, image = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2).to(tl.int64)
     pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -76,11 +113,19 @@ def gradient_kernel(grad_out, grad_strides, x, strides, shift, weight, bias, mea
     store(out, out_strides, image, channels, pixels, inside, grad * scale)
 
 
-def gradients(grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, mean: Tensor,
-              rstd: Tensor, silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gradients(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and shift; without a shift, of one of zeros."""
     (b, c, h, w), strides, groups, out = x.shape, pixel_strides(x), mean.shape[1], torch.empty_like(x)
-    if pixel_strides(grad_out) is None or not countable(grad_out):     # an expanded one, such as that of a sum
+    if pixel_strides(grad_out) is None or not countable(grad_out):  # an expanded one, such as that of a sum
         grad_out = torch.empty_like(x).copy_(grad_out)
     block = blocks(strides, h * w)
     splits, span = split_pixels(x, block)
@@ -90,11 +135,13 @@ def gradients(grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, shift: 
     blocks_c, blocks_p = triton.cdiv(c, block["BLOCK_C"]), triton.cdiv(h * w, block["BLOCK_P"])
     with torch.cuda.device_of(x):
         sums_kernel[(splits, blocks_c, b)](*inputs, sums, c, h * w, groups, span, **options)
-        sum_g, sum_gz, sum_z = sums.sum(-1)                # (b c)
-        mean_g, mean_gz = ((weight.float() * s).unflatten(1, (groups, -1)).sum(-1) / (c // groups * h * w)
-                           for s in (sum_g, sum_gz))
+        sum_g, sum_gz, sum_z = sums.sum(-1)  # (b c)
+        mean_g, mean_gz = (
+            (weight.float() * s).unflatten(1, (groups, -1)).sum(-1) / (c // groups * h * w) for s in (sum_g, sum_gz)
+        )
         gradient_kernel[(blocks_p, blocks_c, b)](
-            *inputs, mean_g, mean_gz, out, pixel_strides(out), c, h * w, groups, **options)
+            *inputs, mean_g, mean_gz, out, pixel_strides(out), c, h * w, groups, **options
+        )
     channels = lambda of_group: of_group.repeat_interleave(c // groups, dim=1)
     grad_shift = sum_g * weight.float() - h * w * channels(mean_g) - sum_z * channels(mean_gz)
     grad_shift = (grad_shift * channels(rstd)).to(x.dtype if shift is None else shift.dtype)

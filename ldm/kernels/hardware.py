@@ -8,8 +8,8 @@ import triton
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-INTERPRETED = triton.knobs.runtime.interpret   # TRITON_INTERPRET=1: kernels run on the CPU, slowly, one step at a time
-FUSED = {"enable_fp_fusion": True}             # a*b + c rounds once; Triton 3.10 will no longer do so unasked
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, slowly, one step at a time
+FUSED = {"enable_fp_fusion": True}  # a*b + c rounds once; Triton 3.10 will no longer do so unasked
 
 
 @functools.cache
@@ -59,10 +59,16 @@ def check(operation: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        require(tensor.device.type != "cpu" or INTERPRETED, operation,
-                f"{name} is on the CPU; move it to a GPU, or set TRITON_INTERPRET=1 before Python starts")
+        require(
+            tensor.device.type != "cpu" or INTERPRETED,
+            operation,
+            f"{name} is on the CPU; move it to a GPU, or set TRITON_INTERPRET=1 before Python starts",
+        )
         require(tensor.device == first.device, operation, f"{name} is on {tensor.device}, not on {first.device}")
-        require(served(gpu(tensor.device)[0]), operation,
-                f"{gpu(tensor.device)[0]} is not served; sm_80 and newer, gfx942 are")
+        require(
+            served(gpu(tensor.device)[0]),
+            operation,
+            f"{gpu(tensor.device)[0]} is not served; sm_80 and newer, gfx942 are",
+        )
         require(tensor.dtype in DTYPES, operation, f"{name} is {tensor.dtype}, not float16, bfloat16 or float32")
         require(tensor.numel() > 0, operation, f"{name} is empty, shape {tuple(tensor.shape)}")

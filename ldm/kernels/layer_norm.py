@@ -14,13 +14,27 @@ from torch import Tensor
 from .hardware import FUSED, check, processors, require, require_affine
 from .precision import rounded
 
-ELEMENTS = 4096     # that a program holds at a time: 32 for each of 128 threads
+ELEMENTS = 4096  # that a program holds at a time: 32 for each of 128 threads
 WIDEST = 8192
 
 
 @triton.jit(do_not_specialize=["r"])
-def layer_norm_kernel(x, residual, weight, bias, total, out, mean, rstd, eps, r, d,
-                      RESIDUAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+def layer_norm_kernel(
+    x,
+    residual,
+    weight,
+    bias,
+    total,
+    out,
+    mean,
+    rstd,
+    eps,
+    r,
+    d,
+    RESIDUAL: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     inside = (rows < r)[:, None] & (columns < d)[None, :]
     offsets = rows[:, None].to(tl.int64) * d + columns[None, :]
@@ -41,8 +55,23 @@ def layer_norm_kernel(x, residual, weight, bias, total, out, mean, rstd, eps, r,
 
 
 @triton.jit(do_not_specialize=["r", "span"])
-def layer_norm_gradient_kernel(grad_out, grad_total, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, r, d, span,
-                               RESIDUAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+def layer_norm_gradient_kernel(
+    grad_out,
+    grad_total,
+    x,
+    weight,
+    mean,
+    rstd,
+    grad_x,
+    grad_weight,
+    grad_bias,
+    r,
+    d,
+    span,
+    RESIDUAL: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """dx = rstd * (g - mean(g) - z * mean(g * z)) with z = (x - mean) * rstd and g = weight * grad_out, plus what
     arrives at `total` by itself. A program walks over `span` rows and writes its share of the sums over rows."""
     first, columns = tl.program_id(0) * span, tl.arange(0, BLOCK_D)
@@ -79,15 +108,22 @@ def check_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: T
     d = x.shape[-1]
     require(d <= WIDEST, "layer_norm", f"rows are {d} wide, more than {WIDEST}")
     require(x.is_contiguous(), "layer_norm", f"x is not contiguous: strides {x.stride()} for shape {tuple(x.shape)}")
-    require(weight.shape == bias.shape == (d,) and weight.stride() == bias.stride() == (1,), "layer_norm",
-            f"weight and bias have shapes {tuple(weight.shape)} and {tuple(bias.shape)}, not ({d},)")
+    require(
+        weight.shape == bias.shape == (d,) and weight.stride() == bias.stride() == (1,),
+        "layer_norm",
+        f"weight and bias have shapes {tuple(weight.shape)} and {tuple(bias.shape)}, not ({d},)",
+    )
     if residual is not None:
-        require(residual.shape == x.shape and residual.dtype == x.dtype and residual.is_contiguous(), "layer_norm",
-                "residual must be contiguous, of the shape and type of x")
+        require(
+            residual.shape == x.shape and residual.dtype == x.dtype and residual.is_contiguous(),
+            "layer_norm",
+            "residual must be contiguous, of the shape and type of x",
+        )
 
 
-def layer_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor,
-                       eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def layer_norm_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x + residual (empty without a residual), the result, and mean and 1 / standard deviation of every row."""
     check_layer_norm(x, residual, weight, bias)
     total, out, mean, rstd = new_layer_norm(x, residual)
@@ -95,8 +131,21 @@ def layer_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias:
     block = blocks(d)
     with torch.cuda.device_of(x):
         layer_norm_kernel[(triton.cdiv(r, block["BLOCK_R"]),)](
-            x, residual, weight, bias, total, out, mean, rstd, eps, r, d,
-            RESIDUAL=residual is not None, **block, **FUSED)
+            x,
+            residual,
+            weight,
+            bias,
+            total,
+            out,
+            mean,
+            rstd,
+            eps,
+            r,
+            d,
+            RESIDUAL=residual is not None,
+            **block,
+            **FUSED,
+        )
     return total, out, mean, rstd
 
 
@@ -110,8 +159,9 @@ forward = torch.library.custom_op("ldm::layer_norm", layer_norm_forward, mutates
 forward.register_fake(lambda x, residual, weight, bias, eps: new_layer_norm(x, residual))
 
 
-def gradients(grad_out: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor,
-              rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(
+    grad_out: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (and of the residual: the same), weight and bias."""
     d, r = x.shape[-1], mean.numel()
     block, grad_x = blocks(d), torch.empty_like(x)
@@ -121,8 +171,21 @@ def gradients(grad_out: Tensor, grad_total: Tensor | None, x: Tensor, weight: Te
     sums = x.new_empty(2, programs, d, dtype=torch.float32)
     with torch.cuda.device_of(x):
         layer_norm_gradient_kernel[(programs,)](
-            grad_out.contiguous(), grad_total if grad_total is None else grad_total.contiguous(), x, weight, mean,
-            rstd, grad_x, *sums, r, d, span, RESIDUAL=grad_total is not None, **block, **FUSED)
+            grad_out.contiguous(),
+            grad_total if grad_total is None else grad_total.contiguous(),
+            x,
+            weight,
+            mean,
+            rstd,
+            grad_x,
+            *sums,
+            r,
+            d,
+            span,
+            RESIDUAL=grad_total is not None,
+            **block,
+            **FUSED,
+        )
     return grad_x, *(part.sum(0).to(weight.dtype) for part in sums)
 
 

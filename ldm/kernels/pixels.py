@@ -7,10 +7,10 @@ from torch import Tensor
 from .hardware import processors
 from .precision import rounded
 
-WHERE_PIXELS_TOUCH = dict(BLOCK_C=4, BLOCK_P=1024, num_warps=4)   # 2 KB of 16-bit pixels in a row
+WHERE_PIXELS_TOUCH = dict(BLOCK_C=4, BLOCK_P=1024, num_warps=4)  # 2 KB of 16-bit pixels in a row
 WHERE_CHANNELS_TOUCH = dict(BLOCK_C=64, BLOCK_P=64, num_warps=4)  # 128 bytes of channels in a row
-FEW_PIXELS = dict(BLOCK_C=16, BLOCK_P=64, num_warps=4)            # many programs for little work; odd rows fit, too
-PROGRAMS_PER_PROCESSOR = 8                                        # enough loads in flight to hide the way to memory
+FEW_PIXELS = dict(BLOCK_C=16, BLOCK_P=64, num_warps=4)  # many programs for little work; odd rows fit, too
+PROGRAMS_PER_PROCESSOR = 8  # enough loads in flight to hide the way to memory
 
 
 @triton.jit

@@ -20,14 +20,14 @@ from tqdm import tqdm
 from ldm import ops
 from ldm.unet import TokenConv
 
-LIMIT = 2   # of error / noise
+LIMIT = 2  # of error / noise
 
 
 class Case(NamedTuple):
     """Two networks and what each is given. run and run_reference return the tensors to compare."""
 
     name: str
-    ours: nn.Module              # on the meta device if it shall have the reference's own weights
+    ours: nn.Module  # on the meta device if it shall have the reference's own weights
     reference: nn.Module
     run: Callable[..., list[Tensor]]
     run_reference: Callable[..., list[Tensor]]
@@ -70,8 +70,8 @@ class Row:
     run_noise: float
     departs: bool
     failure: str = ""
-    own: bool = False            # departs, and no block within it does
-    first_seen: str = ""         # if own: the first block in it that is given something else than the reference's
+    own: bool = False  # departs, and no block within it does
+    first_seen: str = ""  # if own: the first block in it that is given something else than the reference's
 
 
 @torch.no_grad()
@@ -86,17 +86,22 @@ def expect(case: Case) -> dict[str, Expected]:
     unit = torch.finfo(case.dtype).eps
     scale = unit / torch.finfo(rough).eps
     here = reference_run(case, case.dtype)
-    there = reference_run(case, other)         # converted in place, not copied: memory for one network is enough
-    alone = {path: tensors(call.block(*cast(call.args, other), **cast(call.kwargs, other))) if path
-             else there[""].outputs for path, call in tqdm(here.items(), case.name, disable=None, leave=False)}
+    there = reference_run(case, other)  # converted in place, not copied: memory for one network is enough
+    alone = {
+        path: tensors(call.block(*cast(call.args, other), **cast(call.kwargs, other))) if path else there[""].outputs
+        for path, call in tqdm(here.items(), case.name, disable=None, leave=False)
+    }
     case.reference.to(case.dtype)
 
     def truth(given: list[Tensor], converted: list[Tensor]) -> tuple[list[Tensor], float]:
         exact, rounded = (given, converted) if double else (converted, given)
         return exact, (1 + double) * (relative_error(rounded, exact) * scale + unit)
 
-    return {path: Expected(call, *truth(call.outputs, alone[path]), *truth(call.outputs, there[path].outputs))
-            for path, call in here.items() if call.outputs}
+    return {
+        path: Expected(call, *truth(call.outputs, alone[path]), *truth(call.outputs, there[path].outputs))
+        for path, call in here.items()
+        if call.outputs
+    }
 
 
 def reference_run(case: Case, dtype: torch.dtype) -> dict[str, Call]:
@@ -127,12 +132,21 @@ def compare(case: Case, expected: dict[str, Expected], backend: str = "torch") -
     return rows
 
 
-def make_row(path: str, block: nn.Module, there: Expected, outputs: list[Tensor], failure: str,
-             in_run: Call | None) -> Row:
+def make_row(
+    path: str, block: nn.Module, there: Expected, outputs: list[Tensor], failure: str, in_run: Call | None
+) -> Row:
     error = relative_error(outputs, there.exact)
     run_error = None if in_run is None else relative_error(in_run.outputs, there.run_exact)
-    return Row(path, type(block).__name__, error, there.noise, run_error, there.run_noise,
-               departs=not error <= LIMIT * there.noise, failure=failure)
+    return Row(
+        path,
+        type(block).__name__,
+        error,
+        there.noise,
+        run_error,
+        there.run_noise,
+        departs=not error <= LIMIT * there.noise,
+        failure=failure,
+    )
 
 
 def first_seen(fault: Row, blocks: dict[str, nn.Module], expected: dict[str, Expected], run: dict[str, Call]) -> str:
@@ -156,7 +170,7 @@ def input_error(call: Call, wanted: list) -> float:
         if name == "like":
             errors.append(0.0 if value.shape[2:] == right.shape[2:] else math.inf)
         elif name == "skips":
-            errors.append(relative_error(value[1 - len(right):], right[1:]))
+            errors.append(relative_error(value[1 - len(right) :], right[1:]))
         elif isinstance(right, Tensor) and right.is_floating_point():
             errors.append(relative_l2(value, right.double()))
     return max(errors)
@@ -187,6 +201,7 @@ def recorded(network: nn.Module) -> Iterator[dict[str, Call]]:
     """The calls of all modules from here on, by path, in the order in which they start."""
     calls, handles = {}, []
     for path, module in network.named_modules():
+
         def start(module, args, kwargs, path=path):
             calls[path] = Call(module, copied(args), copied(kwargs), [])
 
@@ -217,8 +232,13 @@ def our_path(case: Case, path: str) -> str:
 def our_blocks(network: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
     """Those of our modules that compute and hold parameters; "" is the network."""
     modules = dict(network.named_modules())
-    return {path: modules[path] for path in paths if path in modules and list(modules[path].parameters())
-            and (not path or type(modules[path]).forward is not nn.Module.forward)}
+    return {
+        path: modules[path]
+        for path in paths
+        if path in modules
+        and list(modules[path].parameters())
+        and (not path or type(modules[path]).forward is not nn.Module.forward)
+    }
 
 
 def within(path: str, outer: str) -> bool:
@@ -236,8 +256,13 @@ def arguments(block: nn.Module, call: Call) -> list:
     context = given.get("encoder_hidden_states")
     size = given.get("output_size") or given.get("upsample_size") or [2 * n for n in x.shape[2:]]
     like = x.new_empty(1, 1, *size) if x.ndim == 4 else None
-    others = dict(emb=given.get("temb"), context=x if context is None else context, guidance=given.get("condition"),
-                  like=like, skips=[like, *given.get("res_hidden_states_tuple", ())])
+    others = dict(
+        emb=given.get("temb"),
+        context=x if context is None else context,
+        guidance=given.get("condition"),
+        like=like,
+        skips=[like, *given.get("res_hidden_states_tuple", ())],
+    )
     return [x, *(others[name] for name in inspect.signature(block.forward).parameters if name in others)]
 
 
@@ -245,9 +270,12 @@ def evaluate(block: nn.Module, call: Call) -> list[Tensor]:
     """What comes out of our block in place of the reference's; norms are computed by ops, as in our networks."""
     args = arguments(block, call)
     match block:
-        case nn.GroupNorm(): return [ops.group_norm(*args, block)]
-        case nn.LayerNorm(): return [ops.layer_norm(*args, block)]
-        case _: return tensors(block(*args))
+        case nn.GroupNorm():
+            return [ops.group_norm(*args, block)]
+        case nn.LayerNorm():
+            return [ops.layer_norm(*args, block)]
+        case _:
+            return tensors(block(*args))
 
 
 def tensors(values) -> list[Tensor]:
@@ -278,7 +306,7 @@ def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:
 
 
 def relative_l2(found: Tensor, exact: Tensor) -> float:
-    if found.ndim == 3 and exact.ndim == 4:   # SD1's projections: a convolution there, a linear layer here
+    if found.ndim == 3 and exact.ndim == 4:  # SD1's projections: a convolution there, a linear layer here
         exact = rearrange(exact, "b c h w -> b (h w) c")
     if found.numel() != exact.numel():
         return math.inf

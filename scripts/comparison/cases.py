@@ -20,15 +20,24 @@ from ldm.unet import UNet
 from ldm.vae import VAE
 from weights.folder import TOWERS
 
-NETWORKS = [*(f"unet_{name}" for name in UNETS), "vae_sd", "vae_sd_x4", "vae_taesd",
-            *(f"clip_{name}" for name in CLIPS)]   # as in weights/manifests
+NETWORKS = [
+    *(f"unet_{name}" for name in UNETS),
+    "vae_sd",
+    "vae_sd_x4",
+    "vae_taesd",
+    *(f"clip_{name}" for name in CLIPS),
+]  # as in weights/manifests
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-CLASSES = {"UNet2DConditionModel": diffusers.UNet2DConditionModel, "AutoencoderKL": diffusers.AutoencoderKL,
-           "AutoencoderTiny": diffusers.AutoencoderTiny, "CLIPTextModel": transformers.CLIPTextModel,
-           "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection}
-POOLED = 1280                              # width of the pooled text of every published SDXL
-SIZES = conditioning.Sizes(original=(1024, 768), crop=(16, 0), target=(896, 1152))   # exact in bfloat16
-TIMES = (981, 17)                          # one for each of two pictures
+CLASSES = {
+    "UNet2DConditionModel": diffusers.UNet2DConditionModel,
+    "AutoencoderKL": diffusers.AutoencoderKL,
+    "AutoencoderTiny": diffusers.AutoencoderTiny,
+    "CLIPTextModel": transformers.CLIPTextModel,
+    "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
+}
+POOLED = 1280  # width of the pooled text of every published SDXL
+SIZES = conditioning.Sizes(original=(1024, 768), crop=(16, 0), target=(896, 1152))  # exact in bfloat16
+TIMES = (981, 17)  # one for each of two pictures
 
 
 def random_cases(name: str, dtype: torch.dtype, device: str, height: int, width: int, seed: int) -> Iterator[Case]:
@@ -49,21 +58,31 @@ def random_cases(name: str, dtype: torch.dtype, device: str, height: int, width:
 
 
 def random_pair(name: str, seed: int) -> tuple[nn.Module, nn.Module]:
-    published = runpy.run_path(str(Path(__file__).parents[1] / "write_manifests.py"))   # settings that are not ours
+    published = runpy.run_path(str(Path(__file__).parents[1] / "write_manifests.py"))  # settings that are not ours
     kind, _, size = name.partition("_")
     with torch.device("meta"):
         match kind:
-            case "unet": ours = UNet(UNETS[size])
-            case "vae": ours = TinyVAE(TAESD) if size == "taesd" else VAE(VAES[size])
-            case "clip": ours = CLIPText(CLIPS[size])
+            case "unet":
+                ours = UNet(UNETS[size])
+            case "vae":
+                ours = TinyVAE(TAESD) if size == "taesd" else VAE(VAES[size])
+            case "clip":
+                ours = CLIPText(CLIPS[size])
     match kind:
-        case "unet": reference = diffusers.UNet2DConditionModel(**published["UNETS"][size])
-        case "vae" if size == "taesd": reference = diffusers.AutoencoderTiny(**published["TAESD"])
-        case "vae": reference = diffusers.AutoencoderKL(**published["VAES"][size])
+        case "unet":
+            reference = diffusers.UNet2DConditionModel(**published["UNETS"][size])
+        case "vae" if size == "taesd":
+            reference = diffusers.AutoencoderTiny(**published["TAESD"])
+        case "vae":
+            reference = diffusers.AutoencoderKL(**published["VAES"][size])
         case "clip":
             tower, settings = published["CLIPS"][size]
-            settings = settings | dict(vocab_size=49408, max_position_embeddings=77, eos_token_id=2,
-                                       hidden_act="quick_gelu" if size == "l" else "gelu")
+            settings = settings | dict(
+                vocab_size=49408,
+                max_position_embeddings=77,
+                eos_token_id=2,
+                hidden_act="quick_gelu" if size == "l" else "gelu",
+            )
             reference = tower(transformers.CLIPTextConfig(**settings))
     return ours, randomize(reference, seed).eval()
 
@@ -82,9 +101,17 @@ def randomize(network: nn.Module, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def model_cases(source: Path, parts: Sequence[str] = (), dtype: torch.dtype = torch.float32, device: str = "cpu",
-                height: int = 128, width: int = 192, seed: int = 0, variant: str | None = None,
-                prompt: str = "a red apple") -> Iterator[Case]:
+def model_cases(
+    source: Path,
+    parts: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    height: int = 128,
+    width: int = 192,
+    seed: int = 0,
+    variant: str | None = None,
+    prompt: str = "a red apple",
+) -> Iterator[Case]:
     """The networks of a model folder, each loaded by us and by diffusers or transformers; all of them without parts."""
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: give one in the diffusers layout, which diffusers can load too")
@@ -94,11 +121,11 @@ def model_cases(source: Path, parts: Sequence[str] = (), dtype: torch.dtype = to
         if part not in networks:
             raise ValueError(f"{source} has no {part}: its parts are {', '.join(networks)}")
         ours, generator = networks[part], torch.Generator().manual_seed(seed)
-        own = next(ours.parameters()).dtype        # float32 for a VAE that overflows in float16
+        own = next(ours.parameters()).dtype  # float32 for a VAE that overflows in float16
         reference = load_reference(source, part, own, variant).to(device).eval()
         if part == "unet":
             cond = conditioning.encode(model.texts, model.tokenizer, model.facts, [prompt, None], SIZES)
-            pooled = None if cond.vector is None else cond.vector[:, :model.facts.texts[-1].projection]
+            pooled = None if cond.vector is None else cond.vector[:, : model.facts.texts[-1].projection]
             factor = model.facts.vae.factor
             yield unet_case(ours, reference, own, height // factor, width // factor, cond.context, pooled, generator)
         elif part == "vae":
@@ -110,13 +137,22 @@ def model_cases(source: Path, parts: Sequence[str] = (), dtype: torch.dtype = to
 
 def load_reference(source: Path, part: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = json.loads((source / "model_index.json").read_text())[part][1]
-    stored = torch.float32 if dtype == torch.float64 else dtype   # no file holds more
-    return CLASSES[name].from_pretrained(source, subfolder=part, torch_dtype=stored, variant=variant,
-                                         local_files_only=True)
+    stored = torch.float32 if dtype == torch.float64 else dtype  # no file holds more
+    return CLASSES[name].from_pretrained(
+        source, subfolder=part, torch_dtype=stored, variant=variant, local_files_only=True
+    )
 
 
-def unet_case(ours: UNet, reference: nn.Module, dtype: torch.dtype, height: int, width: int, context: Tensor,
-              pooled: Tensor | None, generator: torch.Generator) -> Case:
+def unet_case(
+    ours: UNet,
+    reference: nn.Module,
+    dtype: torch.dtype,
+    height: int,
+    width: int,
+    context: Tensor,
+    pooled: Tensor | None,
+    generator: torch.Generator,
+) -> Case:
     """height, width: of the latents. context (2 m d) and pooled (2 p) stand for two texts."""
     cfg, t = ours.config, torch.tensor(TIMES)
     x = torch.randn(2, cfg.in_channels, height, width, generator=generator)
@@ -133,19 +169,36 @@ def unet_case(ours: UNet, reference: nn.Module, dtype: torch.dtype, height: int,
         given["vector"] = theirs["class_labels"] = torch.tensor([20, 3])
     if cfg.guidance_dim:
         given["guidance"] = theirs["timestep_cond"] = torch.randn(2, cfg.guidance_dim, generator=generator)
-    return Case("unet", ours, reference, lambda net, **inputs: [net(**inputs)],
-                lambda net, **inputs: [net(**inputs, return_dict=False)[0]], given, theirs, dtype)
+    return Case(
+        "unet",
+        ours,
+        reference,
+        lambda net, **inputs: [net(**inputs)],
+        lambda net, **inputs: [net(**inputs, return_dict=False)[0]],
+        given,
+        theirs,
+        dtype,
+    )
 
 
-def vae_cases(ours: VAE | TinyVAE, reference: nn.Module, dtype: torch.dtype, height: int, width: int,
-              generator: torch.Generator) -> Iterator[Case]:
+def vae_cases(
+    ours: VAE | TinyVAE, reference: nn.Module, dtype: torch.dtype, height: int, width: int, generator: torch.Generator
+) -> Iterator[Case]:
     cfg = ours.config
     image = torch.rand(2, cfg.image_channels, height, width, generator=generator) * 2 - 1
     z = torch.randn(2, cfg.latent_channels, height // cfg.factor, width // cfg.factor, generator=generator)
     z = z / reference.config.scaling_factor
     yield Case("vae encode", ours, reference, encode, encode_reference, dict(image=image), dict(x=image), dtype)
-    yield Case("vae decode", ours, reference, lambda net, z: [net.decode(z)], lambda net, z: [net.decode(z).sample],
-               dict(z=z), dict(z=z), dtype)
+    yield Case(
+        "vae decode",
+        ours,
+        reference,
+        lambda net, z: [net.decode(z)],
+        lambda net, z: [net.decode(z).sample],
+        dict(z=z),
+        dict(z=z),
+        dtype,
+    )
 
 
 def encode(network: VAE | TinyVAE, image: Tensor) -> list[Tensor]:

@@ -9,8 +9,8 @@ from string import Template
 
 from comparison.blocks import LIMIT, Row, within
 
-Results = dict[str, list[Row]]             # name of a case -> its rows
-AGREES = ((0.1, "#eef5fa"), (LIMIT, "#9ecae1"))                                        # error / noise -> color
+Results = dict[str, list[Row]]  # name of a case -> its rows
+AGREES = ((0.1, "#eef5fa"), (LIMIT, "#9ecae1"))  # error / noise -> color
 DEPARTS = ((LIMIT, "#fdae61"), (30, "#f46d43"), (1e3, "#d73027"), (1e6, "#a50026"))
 
 
@@ -65,8 +65,10 @@ def table(rows: list[Row], everything: bool = False) -> str:
     lines = [f"{'block':<{width}}{'error':>9}{'noise':>9}{'ratio':>9}{'in a run':>10}"]
     for depth, row, name in some:
         mark = "  <-- departs" if row.own else "  departs" if row.departs else ""
-        lines.append(f"{'  ' * depth + name:<{width}}{row.error:>9.1e}{row.noise:>9.1e}{number(ratio(row)):>9}"
-                     f"{number(run_ratio(row)):>10}{mark}")
+        lines.append(
+            f"{'  ' * depth + name:<{width}}{row.error:>9.1e}{row.noise:>9.1e}{number(ratio(row)):>9}"
+            f"{number(run_ratio(row)):>10}{mark}"
+        )
     return "\n".join(lines)
 
 
@@ -79,10 +81,16 @@ def number(value: float | None) -> str:
 def record(results: Results, facts: dict) -> dict:
     """All of it, for json.dumps; infinite numbers become null."""
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
-    blocks = {name: [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
-              for name, rows in results.items()}
-    return facts | {"limit": LIMIT, "agrees": agrees(results), "networks": blocks,
-                    "verdicts": {name: verdict(name, rows) for name, rows in results.items()}}
+    blocks = {
+        name: [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
+        for name, rows in results.items()
+    }
+    return facts | {
+        "limit": LIMIT,
+        "agrees": agrees(results),
+        "networks": blocks,
+        "verdicts": {name: verdict(name, rows) for name, rows in results.items()},
+    }
 
 
 def agrees(results: Results) -> bool:
@@ -96,8 +104,9 @@ def color(value: float | None) -> str:
     stops = AGREES if value <= LIMIT else DEPARTS
     (low, first), (high, last) = next(((a, b) for a, b in zip(stops, stops[1:]) if value <= b[0]), stops[-2:])
     mix = min(max(math.log(max(value, low) / low) / math.log(high / low), 0), 1) if math.isfinite(value) else 1
-    return "#" + "".join(f"{round(int(first[i:i + 2], 16) * (1 - mix) + int(last[i:i + 2], 16) * mix):02x}"
-                         for i in (1, 3, 5))
+    return "#" + "".join(
+        f"{round(int(first[i : i + 2], 16) * (1 - mix) + int(last[i : i + 2], 16) * mix):02x}" for i in (1, 3, 5)
+    )
 
 
 def write_page(path: Path, results: Results, facts: dict, everything: bool):
@@ -105,22 +114,31 @@ def write_page(path: Path, results: Results, facts: dict, everything: bool):
     template = Template(Path(__file__).with_name("page.html").read_text())
     sections = "\n".join(section(name, rows, everything) for name, rows in results.items())
     told = ", ".join(f"{key} {value}" for key, value in facts.items())
-    path.write_text(template.substitute(facts=escape(told), limit=LIMIT, sections=sections,
-                                        state="agrees" if agrees(results) else "departs"))
+    path.write_text(
+        template.substitute(
+            facts=escape(told), limit=LIMIT, sections=sections, state="agrees" if agrees(results) else "departs"
+        )
+    )
 
 
 def section(name: str, rows: list[Row], everything: bool) -> str:
     first = next((row for row in rows if row.own), None)
     lines = []
     for depth, row, short in shown(rows, everything):
-        cells = "".join(f'<td class="heat" style="background:{color(value)};color:{ink(value)}">{number(value)}</td>'
-                        for value in (ratio(row), run_ratio(row)))
+        cells = "".join(
+            f'<td class="heat" style="background:{color(value)};color:{ink(value)}">{number(value)}</td>'
+            for value in (ratio(row), run_ratio(row))
+        )
         marks = ' class="first"' if row is first else ' class="own"' if row.own else ""
-        lines.append(f'<tr{marks}><th scope="row" style="--depth:{depth}" title="{escape(row.path)}">{escape(short)} '
-                     f"<small>{escape(row.kind)}</small></th>{cells}<td>{row.error:.1e}</td><td>{row.noise:.1e}</td></tr>")
+        lines.append(
+            f'<tr{marks}><th scope="row" style="--depth:{depth}" title="{escape(row.path)}">{escape(short)} '
+            f"<small>{escape(row.kind)}</small></th>{cells}<td>{row.error:.1e}</td><td>{row.noise:.1e}</td></tr>"
+        )
     head = "".join(f'<th scope="col">{text}</th>' for text in ("block", "error / noise", "in a run", "error", "noise"))
-    return (f"<h2>{escape(name)}</h2>\n<p>{escape(verdict(name, rows))}.</p>\n<table>\n<thead><tr>{head}</tr></thead>\n"
-            "<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>")
+    return (
+        f"<h2>{escape(name)}</h2>\n<p>{escape(verdict(name, rows))}.</p>\n<table>\n<thead><tr>{head}</tr></thead>\n"
+        "<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
+    )
 
 
 def ink(value: float | None) -> str:

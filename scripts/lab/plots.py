@@ -25,8 +25,14 @@ def colour(k: int) -> str:
     return COLOURS[k % len(COLOURS)]
 
 
-def curves(axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], names: Sequence[str], xlabel: str,
-           ylabel: str, floor: float | None = None):
+def curves(
+    axes,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    names: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    floor: float | None = None,
+):
     """Named lines (x, y), both logarithmic; `names` fixes the colours. floor: what y cannot be expected to pass."""
     for name, (x, y) in lines.items():
         k = list(names).index(name)
@@ -38,7 +44,7 @@ def curves(axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], n
     apart = [b for a, b in zip([0, *ticks], ticks) if b > 1.3 * a]
     axes.set_xticks(apart, [str(n) for n in apart])
     low, high = axes.get_ylim()
-    if high < 100 * low:   # too narrow for powers of ten
+    if high < 100 * low:  # too narrow for powers of ten
         fine = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 3, 5) if low < m * 10.0**e < high]
         axes.set_yticks(fine, [f"{value:g}" for value in fine])
     axes.minorticks_off()
@@ -60,14 +66,21 @@ def levels(axes, schedules: Mapping[str, Sequence[float]]):
     axes.grid(axis="x", **GRID)
 
 
-def paths(axes, states: Sequence[tuple[float, Tensor]], exact: Sequence[tuple[float, Tensor]], samples: Tensor,
-          color: str, count: int = 14):
+def paths(
+    axes,
+    states: Sequence[tuple[float, Tensor]],
+    exact: Sequence[tuple[float, Tensor]],
+    samples: Tensor,
+    color: str,
+    count: int = 14,
+):
     """Where `count` points in the plane go, drawn at unit variance so that the noisy beginning fits in.
 
     states, exact: (sigma, x (1 2 1 n)) along a sampler's path and along the true one. samples: clean points (n 2).
     """
+
     def tracks(path: Sequence[tuple[float, Tensor]]) -> Tensor:
-        return torch.stack([x[0, :, 0, :count] / sqrt(1 + sigma**2) for sigma, x in path])   # (levels 2 count)
+        return torch.stack([x[0, :, 0, :count] / sqrt(1 + sigma**2) for sigma, x in path])  # (levels 2 count)
 
     axes.scatter(*samples[:1500].T, s=3, color="#d9d9d9", linewidths=0)
     truth, found = tracks(exact), tracks(states)
@@ -81,7 +94,7 @@ def paths(axes, states: Sequence[tuple[float, Tensor]], exact: Sequence[tuple[fl
 
 def pictures(axes, columns: Sequence[Tensor], labels: Sequence[str]):
     """Columns of pictures (b 3 h w) in [-1, 1], with a label each."""
-    whole = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)   # (3, b h, columns w)
+    whole = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)  # (3, b h, columns w)
     axes.imshow(((whole + 1) / 2).clamp(0, 1).permute(1, 2, 0).float().cpu())
     width = whole.shape[2] / len(columns)
     axes.set_xticks([(k + 0.5) * width for k in range(len(columns))], labels, fontsize=8)

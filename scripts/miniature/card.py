@@ -1,6 +1,6 @@
 """Write the model card of the miniature from what export.py and evaluate.py left in its folder.
 
-    python scripts/miniature/card.py --model weights/miniature
+python scripts/miniature/card.py --model weights/miniature
 """
 
 import argparse
@@ -81,23 +81,44 @@ def main():
     evaluation = json.loads((args.model / "evaluation.json").read_text())
     defaults = json.loads((args.model / "model_index.json").read_text())["_defaults"]
     text = json.loads((args.model / "text_encoder/config.json").read_text())
-    names = dict(vae="KL autoencoder, f8, 4 channels", unet="UNet with cross-attention, three levels",
-                 text=f"CLIP-style text tower, {text['num_hidden_layers']} layers of width {text['hidden_size']}, "
-                      "CLIP's own vocabulary")
-    training = [f"* {names[part].split(',')[0]}: {thousands(facts[part]['steps'])} steps of "
-                f"{facts[part]['batch']} pictures in {facts[part]['minutes']} minutes." for part in ("vae", "unet")]
+    names = dict(
+        vae="KL autoencoder, f8, 4 channels",
+        unet="UNet with cross-attention, three levels",
+        text=f"CLIP-style text tower, {text['num_hidden_layers']} layers of width {text['hidden_size']}, "
+        "CLIP's own vocabulary",
+    )
+    training = [
+        f"* {names[part].split(',')[0]}: {thousands(facts[part]['steps'])} steps of "
+        f"{facts[part]['batch']} pictures in {facts[part]['minutes']} minutes."
+        for part in ("vae", "unet")
+    ]
     card = CARD.format(
-        size=facts["size"], latent=facts["size"] // 8, length=text["max_position_embeddings"] - 2,
-        learned=len(facts["learned"]), names=", ".join(facts["learned"]), emoji=thousands(facts["emoji"]),
-        pictures=thousands(facts["pictures"]), **defaults,
-        parts="\n".join(f"| {part} | {thousands(count)} | {names[part]} |"
-                        for part, count in facts["parameters"].items()),
-        evaluation="\n".join(f"| {name} | {r['right']} of {r['of']} | {r['background_right']} of {r['of']} |"
-                             for name, r in evaluation.items()),
-        training="\n".join([*training, f"* On {facts['device']}, torch {facts['torch']}; the text tower is trained "
-                            "together with the UNet, and both are moving averages of their weights."]),
-        sources="\n".join(f"| {s['package']} | {s['version']} | {s['licence']} | `{s['sha256']}` |"
-                          for s in facts["sources"]))
+        size=facts["size"],
+        latent=facts["size"] // 8,
+        length=text["max_position_embeddings"] - 2,
+        learned=len(facts["learned"]),
+        names=", ".join(facts["learned"]),
+        emoji=thousands(facts["emoji"]),
+        pictures=thousands(facts["pictures"]),
+        **defaults,
+        parts="\n".join(
+            f"| {part} | {thousands(count)} | {names[part]} |" for part, count in facts["parameters"].items()
+        ),
+        evaluation="\n".join(
+            f"| {name} | {r['right']} of {r['of']} | {r['background_right']} of {r['of']} |"
+            for name, r in evaluation.items()
+        ),
+        training="\n".join(
+            [
+                *training,
+                f"* On {facts['device']}, torch {facts['torch']}; the text tower is trained "
+                "together with the UNet, and both are moving averages of their weights.",
+            ]
+        ),
+        sources="\n".join(
+            f"| {s['package']} | {s['version']} | {s['licence']} | `{s['sha256']}` |" for s in facts["sources"]
+        ),
+    )
     (args.model / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -35,12 +35,19 @@ SHA256 = {
     "emojibase-data": "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
 }
 BACKGROUNDS = {
-    "white": (255, 255, 255), "red": (214, 48, 49), "orange": (243, 146, 55), "yellow": (250, 215, 80),
-    "green": (70, 170, 90), "blue": (65, 120, 220), "purple": (140, 80, 190), "pink": (250, 165, 195),
-    "gray": (150, 150, 150), "black": (20, 20, 20),
+    "white": (255, 255, 255),
+    "red": (214, 48, 49),
+    "orange": (243, 146, 55),
+    "yellow": (250, 215, 80),
+    "green": (70, 170, 90),
+    "blue": (65, 120, 220),
+    "purple": (140, 80, 190),
+    "pink": (250, 165, 195),
+    "gray": (150, 150, 150),
+    "black": (20, 20, 20),
 }
 LEFT_OUT_GROUPS = {"component", "flags"}
-LEFT_OUT_SUBGROUPS = {"alphanum", "keycap", "av-symbol", "arrow", "transport-sign"}   # little but letters and signs
+LEFT_OUT_SUBGROUPS = {"alphanum", "keycap", "av-symbol", "arrow", "transport-sign"}  # little but letters and signs
 
 
 def fetch(package: str, folder: Path) -> Path:
@@ -112,8 +119,12 @@ def compose(sprite: Image.Image, colour: tuple[int, int, int], small: bool, size
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
-    parser.add_argument("--size", type=int, default=128 if torch.cuda.is_available() else 64,
-                        help="height and width of a picture in pixels (default: 128 where there is a GPU, else 64)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=128 if torch.cuda.is_available() else 64,
+        help="height and width of a picture in pixels (default: 128 where there is a GPU, else 64)",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -129,8 +140,15 @@ def main():
             small_on = ["white", *rng.sample(list(BACKGROUNDS)[1:], 2)]
             for background, small in [(b, False) for b in BACKGROUNDS] + [(b, True) for b in small_on]:
                 pictures.append(compose(sprite, BACKGROUNDS[background], small, args.size))
-                records.append(dict(label=emoji["label"], tags=emoji.get("tags", []), style=style,
-                                    background=background, small=small))
+                records.append(
+                    dict(
+                        label=emoji["label"],
+                        tags=emoji.get("tags", []),
+                        style=style,
+                        background=background,
+                        small=small,
+                    )
+                )
 
     np.save(args.out / "pictures.npy", np.stack(pictures))
     (args.out / "pictures.json").write_text(json.dumps(records, ensure_ascii=False))

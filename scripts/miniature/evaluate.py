@@ -36,8 +36,16 @@ def halved(pictures: torch.Tensor) -> torch.Tensor:
 
 def nearest(drawn: torch.Tensor, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """For each drawn picture (n d) the index of the nearest training picture and their mean squared difference."""
-    distances = torch.cat([torch.cdist(drawn, halved(torch.tensor(pictures[start:start + 1024]))) for start in
-                           range(0, len(pictures), 1024)], dim=1).square() / drawn.shape[1]
+    distances = (
+        torch.cat(
+            [
+                torch.cdist(drawn, halved(torch.tensor(pictures[start : start + 1024])))
+                for start in range(0, len(pictures), 1024)
+            ],
+            dim=1,
+        ).square()
+        / drawn.shape[1]
+    )
     found = distances.min(dim=1)
     return found.indices, found.values
 
@@ -64,14 +72,20 @@ def main():
     results = {}
     for name, rows in (("plain", plain), ("colored", colored), ("small", small)):
         chosen = random.Random(args.seed).sample(rows, args.count)
-        images = tasks.text_to_image(model, [full_caption(records[i]) for i in chosen], seeds=range(args.count),
-                                     guidance=args.guidance, steps=args.steps)
+        images = tasks.text_to_image(
+            model,
+            [full_caption(records[i]) for i in chosen],
+            seeds=range(args.count),
+            guidance=args.guidance,
+            steps=args.steps,
+        )
         drawn = rearrange(((images + 1) * 127.5).round().byte(), "n c h w -> n h w c")
         found, distances = nearest(halved(drawn), pictures)
         hits = [records[i]["label"] == records[j]["label"] for i, j in zip(chosen, found.tolist())]
         background = [records[i]["background"] == records[j]["background"] for i, j in zip(chosen, found.tolist())]
-        results[name] = dict(right=sum(hits), of=len(hits), background_right=sum(background),
-                             distance=round(distances.mean().item(), 4))
+        results[name] = dict(
+            right=sum(hits), of=len(hits), background_right=sum(background), distance=round(distances.mean().item(), 4)
+        )
         if args.picture and name == "plain":
             rows = [drawn.numpy(), pictures[found.numpy()], pictures[chosen]]
             grid = rearrange(np.stack(rows), "kind (r n) h w c -> (r kind h) (n w) c", n=20)

@@ -30,19 +30,38 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 def model(vae: dict, unet: dict) -> Model:
     """The trained networks, of which the UNet and the text tower are averaged, in float16."""
-    configs = dict(vae=VAEConfig(**vae["config"]), unet=UNetConfig(**unet["config"]["unet"]),
-                   text=CLIPConfig(**unet["config"]["text"]))
+    configs = dict(
+        vae=VAEConfig(**vae["config"]),
+        unet=UNetConfig(**unet["config"]["unet"]),
+        text=CLIPConfig(**unet["config"]["text"]),
+    )
     networks = dict(vae=VAE(configs["vae"]), unet=UNet(configs["unet"]), text=CLIPText(configs["text"]))
     networks["vae"].load_state_dict(vae["vae"])
     for part in ("unet", "text"):
-        networks[part].load_state_dict({key.removeprefix(part + "."): value for key, value in unet["ema"].items()
-                                        if key.startswith(part + ".")})
+        networks[part].load_state_dict(
+            {key.removeprefix(part + "."): value for key, value in unet["ema"].items() if key.startswith(part + ".")}
+        )
     facts = ModelConfig(
-        family="sd", unet=configs["unet"], vae=configs["vae"], texts=(configs["text"],), pad_ids=(49407,),
-        latent=LatentConfig(unet["scale"]), prediction="v", sampler="dpmpp_2m", schedule="karras", steps=20,
-        guidance=3.0, size=unet["size"])
-    return Model(networks["unet"].half(), networks["vae"].half(), (networks["text"].half(),),
-                 Tokenizer(length=configs["text"].length), facts)
+        family="sd",
+        unet=configs["unet"],
+        vae=configs["vae"],
+        texts=(configs["text"],),
+        pad_ids=(49407,),
+        latent=LatentConfig(unet["scale"]),
+        prediction="v",
+        sampler="dpmpp_2m",
+        schedule="karras",
+        steps=20,
+        guidance=3.0,
+        size=unet["size"],
+    )
+    return Model(
+        networks["unet"].half(),
+        networks["vae"].half(),
+        (networks["text"].half(),),
+        Tokenizer(length=configs["text"].length),
+        facts,
+    )
 
 
 def plot_losses(build: Path, path: Path):
@@ -50,8 +69,12 @@ def plot_losses(build: Path, path: Path):
     for axis, name, key in zip(axes, ("vae", "unet"), ("pixel", "loss")):
         log = [json.loads(line) for line in (build / f"{name}.jsonl").read_text().splitlines()]
         axis.plot([r["step"] for r in log], [r[key] for r in log], linewidth=1)
-        axis.set(title=name, xlabel="step", ylabel=dict(pixel="mean absolute error of a pixel in [-1, 1]",
-                                                        loss="squared error of the velocity")[key], yscale="log")
+        axis.set(
+            title=name,
+            xlabel="step",
+            ylabel=dict(pixel="mean absolute error of a pixel in [-1, 1]", loss="squared error of the velocity")[key],
+            yscale="log",
+        )
         axis.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=80)
 
@@ -66,19 +89,26 @@ def main():
     unet = torch.load(args.build / "unet.pt", weights_only=True, map_location="cpu")
     trained = model(vae, unet)
     networks = dict(vae=trained.vae, unet=trained.unet, text=trained.texts[0])
-    with tempfile.TemporaryDirectory(dir=args.build) as folder:   # weights.save writes to no folder that exists
+    with tempfile.TemporaryDirectory(dir=args.build) as folder:  # weights.save writes to no folder that exists
         weights.save(trained, Path(folder) / "model")
         shutil.copytree(Path(folder) / "model", args.to, dirs_exist_ok=True)
     plot_losses(args.build, args.to / "loss.png")
     records = json.loads((args.build / "pictures.json").read_text())
-    write_json(args.to / "training.json", dict(
-        sources=json.loads((args.build / "sources.json").read_text()),
-        torch=torch.__version__, size=unet["size"],
-        device=unet["device"], pictures=len(records), emoji=len({r["label"] for r in records}),
-        learned=unet["learned"],
-        parameters={name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
-        vae=dict(steps=vae["step"], batch=vae["batch"], minutes=round(vae["seconds"] / 60)),
-        unet=dict(steps=unet["step"], batch=unet["batch"], minutes=round(unet["seconds"] / 60))))
+    write_json(
+        args.to / "training.json",
+        dict(
+            sources=json.loads((args.build / "sources.json").read_text()),
+            torch=torch.__version__,
+            size=unet["size"],
+            device=unet["device"],
+            pictures=len(records),
+            emoji=len({r["label"] for r in records}),
+            learned=unet["learned"],
+            parameters={name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
+            vae=dict(steps=vae["step"], batch=vae["batch"], minutes=round(vae["seconds"] / 60)),
+            unet=dict(steps=unet["step"], batch=unet["batch"], minutes=round(unet["seconds"] / 60)),
+        ),
+    )
     total = sum(p.stat().st_size for p in args.to.rglob("*") if p.is_file())
     print(f"{args.to}: {total / 1e6:.1f} MB")
 

@@ -31,8 +31,17 @@ from ldm.unet import UNet
 from ldm.vae import VAE
 
 TEXT = CLIPConfig(layers=3, width=96, heads=3, hidden=384, quick_gelu=True, length=32)
-UNET = UNetConfig(in_channels=4, channels=(64, 128, 144), heads=(2, 4, 4), depth=(1, 1, 1), mid_depth=1,
-                  context_dim=TEXT.width, linear_projection=True, layers=1, groups=4)
+UNET = UNetConfig(
+    in_channels=4,
+    channels=(64, 128, 144),
+    heads=(2, 4, 4),
+    depth=(1, 1, 1),
+    mid_depth=1,
+    context_dim=TEXT.width,
+    linear_projection=True,
+    layers=1,
+    groups=4,
+)
 
 
 def caption(record: dict, rng: random.Random) -> str:
@@ -52,7 +61,7 @@ def caption(record: dict, rng: random.Random) -> str:
 def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
     """Latents of all pictures (n 4 h w), scaled to unit standard deviation, and that scale."""
     path, state = out / "latents.pt", torch.load(out / "vae.pt", weights_only=True, map_location="cpu")
-    encoder = state["vae"]["quant_conv.weight"]   # tells whether the cache is of this encoder
+    encoder = state["vae"]["quant_conv.weight"]  # tells whether the cache is of this encoder
     if path.exists():
         cache = torch.load(path, weights_only=True)
         if torch.equal(cache["encoder"], encoder):
@@ -61,7 +70,9 @@ def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
     vae.load_state_dict(state["vae"])
     pictures, latents = np.load(out / "pictures.npy", mmap_mode="r"), []
     for start in tqdm(range(0, len(pictures), 256), desc="latents", disable=None):
-        image = torch.from_numpy(pictures[start:start + 256].copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        image = (
+            torch.from_numpy(pictures[start : start + 256].copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )
         with torch.no_grad():
             latents.append(vae.encode(image).mode().cpu())
     latents = torch.cat(latents)
@@ -90,8 +101,9 @@ def networks(device: str) -> nn.ModuleDict:
     return nets.to(device)
 
 
-def v_loss(nets: nn.ModuleDict, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor,
-           ids: torch.Tensor) -> torch.Tensor:
+def v_loss(
+    nets: nn.ModuleDict, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     """Mean squared error of the velocity alpha noise - sigma x0, per picture (b)."""
     sigma = (1 - alpha**2).sqrt()
     out = nets["unet"](alpha * x0 + sigma * noise, t, nets["text"](ids).last)
@@ -119,8 +131,12 @@ def average(gradients: list[torch.Tensor]):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
-    parser.add_argument("--emoji", type=Path, default=Path(__file__).with_name("emoji.txt"),
-                        help="the names to learn, one a line; the longer the list, the more time it takes")
+    parser.add_argument(
+        "--emoji",
+        type=Path,
+        default=Path(__file__).with_name("emoji.txt"),
+        help="the names to learn, one a line; the longer the list, the more time it takes",
+    )
     parser.add_argument("--minutes", type=float, default=31, help="training time, all resumed runs together")
     parser.add_argument("--batch", type=int, default=24, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -137,7 +153,7 @@ def main():
     if rank == 0:
         cached_latents(args.out, device)
     if world > 1:
-        dist.barrier()   # the others read what the first has made
+        dist.barrier()  # the others read what the first has made
     latents, scale = cached_latents(args.out, device)
     latents = latents.to(device, memory_format=torch.channels_last)
     records = json.loads((args.out / "pictures.json").read_text())
@@ -150,7 +166,7 @@ def main():
 
     nets = networks(device)
     ema = copy.deepcopy(nets).requires_grad_(False)
-    words = nets["text"].text_model.embeddings.parameters()   # each is seen seldom, so its steps are larger
+    words = nets["text"].text_model.embeddings.parameters()  # each is seen seldom, so its steps are larger
     others = [p for name, p in nets.named_parameters() if ".embeddings." not in name]
     groups = [dict(params=list(words), factor=8), dict(params=others, factor=1)]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -163,10 +179,19 @@ def main():
         done, step = state["seconds"], state["step"]
 
     def checkpoint(seconds: float) -> dict:
-        return dict(nets=nets.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), scale=scale,
-                    learned=names, config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
-                    size=latents.shape[-1] * 8, batch=args.batch * world,
-                    device=device_name(device, world), seconds=seconds, step=step)
+        return dict(
+            nets=nets.state_dict(),
+            ema=ema.state_dict(),
+            optimizer=optimizer.state_dict(),
+            scale=scale,
+            learned=names,
+            config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
+            size=latents.shape[-1] * 8,
+            batch=args.batch * world,
+            device=device_name(device, world),
+            seconds=seconds,
+            step=step,
+        )
 
     rng = random.Random(step * world + rank)
     torch.manual_seed(step * world + rank)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ldm.config import VAEConfig
 from ldm.vae import VAE
 
-CONFIG = VAEConfig(channels=(16, 32, 64, 96), layers=1, groups=1)   # one group: color survives the norms
+CONFIG = VAEConfig(channels=(16, 32, 64, 96), layers=1, groups=1)  # one group: color survives the norms
 
 
 def edges(image: torch.Tensor) -> list[torch.Tensor]:
@@ -51,7 +51,7 @@ def initialized() -> VAE:
             torch.nn.init.zeros_(module.bias)
             if name.endswith(("conv2", "to_out.0")):
                 torch.nn.init.zeros_(module.weight)
-    torch.nn.init.constant_(vae.quant_conv.bias[CONFIG.latent_channels:], -6)
+    torch.nn.init.constant_(vae.quant_conv.bias[CONFIG.latent_channels :], -6)
     return vae
 
 
@@ -84,8 +84,14 @@ def main():
         done, step = state["seconds"], state["step"]
 
     def checkpoint(seconds: float) -> dict:
-        return dict(config=dataclasses.asdict(CONFIG), vae=vae.state_dict(), optimizer=optimizer.state_dict(),
-                    batch=args.batch, seconds=seconds, step=step)
+        return dict(
+            config=dataclasses.asdict(CONFIG),
+            vae=vae.state_dict(),
+            optimizer=optimizer.state_dict(),
+            batch=args.batch,
+            seconds=seconds,
+            step=step,
+        )
 
     rng = np.random.default_rng(step)
     loss_of = torch.compile(losses) if args.compile else losses
