@@ -33,8 +33,7 @@ Weighted = Sequence[tuple[Adapter, float]]  # adapters, each with its strength
 
 def networks(model: Model) -> dict[str, nn.Module]:
     """The networks that adapters change, by the names of their folders."""
-    towers = ("text_encoder", "text_encoder_2")
-    return {"unet": model.unet} | dict(zip(towers[model.facts.family == "sdxl_refiner" :], model.texts))
+    return {"unet": model.unet, **model.texts}
 
 
 def parameters(model: Model) -> dict[str, nn.Parameter]:

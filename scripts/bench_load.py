@@ -53,7 +53,7 @@ def random_model():
     with torch.device("meta"):
         networks = [UNet(facts.unet), VAE(facts.vae), *map(CLIPText, facts.texts)]
     unet, vae, *texts = map(filled, networks)
-    return Model(unet, vae, tuple(texts), Tokenizer(), facts)
+    return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
 
 
 def memory(field: str) -> int:

@@ -35,7 +35,7 @@ def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str =
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
-    sgm = unet_table(model.unet.config) if model.facts.family != "sd" else {}
+    sgm = unet_table(model.unet.config) if model.facts.family.has_sizes else {}
     heads, targets, tensors = kohya_heads(model), parameters(model), {}
     for name, delta in adapter.deltas.items():
         (part, path), (path, kind) = name.split(".", 1), name.split(".", 1)[1].rsplit(".", 1)

@@ -43,7 +43,8 @@ def tiny_model(name: str) -> Model:
     """Float64. The networks need not fit each other: each is compared by itself."""
     unet, texts = unet_pair(name)[0], [clip_pair(tower)[0] for tower in FAMILIES[name]]
     facts = replace(MODELS[name], unet=unet.config, texts=tuple(text.config for text in texts))
-    return Model(copy.deepcopy(unet), None, tuple(copy.deepcopy(text) for text in texts), None, facts)
+    towers = dict(zip(facts.family.towers, copy.deepcopy(texts)))
+    return Model(copy.deepcopy(unet), None, towers, None, facts)
 
 
 def tiny_pipeline(name: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
@@ -74,14 +75,16 @@ def micro_model() -> Model:
         linear_projection=False,
     )
     text = replace(CLIPS["l"], layers=1, width=8, heads=2, hidden=8, vocab=8)
-    return Model(UNet(unet), None, (CLIPText(text),), None, replace(MODELS["sd15"], unet=unet, texts=(text,)))
+    return Model(
+        UNet(unet), None, {"text_encoder": CLIPText(text)}, None, replace(MODELS["sd15"], unet=unet, texts=(text,))
+    )
 
 
 @torch.no_grad()
 def outputs(name: str, model: Model) -> dict[str, Tensor]:
     """Of every network; the keys begin with its part."""
     found = {"unet": model.unet(**{key: value[:1] for key, value in unet_inputs(name, SIZES[name])[0].items()})}
-    for part, tower, text in zip(("text_encoder", "text_encoder_2"), FAMILIES[name], model.texts):
+    for part, tower, text in zip(("text_encoder", "text_encoder_2"), FAMILIES[name], model.texts.values()):
         features = text(token_ids(tower)[1:2])
         found |= {
             f"{part}.last": features.last,
@@ -592,7 +595,7 @@ def test_what_attaching_refuses():
     with pytest.raises(ValueError, match="the change of unet.conv_in.bias is no LoRA of a layer: merge it"):
         with lora.attached(model, [(lora.Adapter({"unet.conv_in.bias": change}), 1.0)]):
             pass
-    model.texts[0].compile(backend="eager")
+    model.texts["text_encoder"].compile(backend="eager")
     with pytest.raises(RuntimeError, match="compiled"), lora.attached(model, []):
         pass
 
@@ -603,8 +606,8 @@ def test_merging_into_a_compiled_network():
     adapter = lora.new(model, "text_encoder.*.fc1", rank=2)
     for delta in adapter.deltas.values():
         delta.up.fill_(1)
-    expected, compiled = [], torch.compile(model.texts[0], backend="eager")
-    for network in (model.texts[0], compiled):
+    expected, compiled = [], torch.compile(model.texts["text_encoder"], backend="eager")
+    for network in (model.texts["text_encoder"], compiled):
         found = [network(ids).last]
         with lora.merged(model, [(adapter, 1.0)]):
             found.append(network(ids).last)
@@ -693,7 +696,7 @@ def full_size(name: str) -> Model:
     """The published shapes, without memory."""
     facts = MODELS[name]
     with torch.device("meta"):
-        return Model(UNet(facts.unet), None, tuple(CLIPText(text) for text in facts.texts), None, facts)
+        return Model(UNet(facts.unet), None, dict(zip(facts.family.towers, map(CLIPText, facts.texts))), None, facts)
 
 
 @pytest.mark.parametrize(
