@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -148,7 +149,8 @@ def make_vae(changes: dict) -> AutoencoderKL:
 
 def make_text(name: str, changes: dict) -> nn.Module:
     _, tower, settings = TINY_CLIPS[name]
-    return randomize(tower(CLIPTextConfig(**settings | changes)), seed=13 + list(PADS).index(name)).eval()
+    network = getattr(transformers, tower)(CLIPTextConfig(**settings | changes))
+    return randomize(network, seed=13 + list(PADS).index(name)).eval()
 
 
 @functools.cache
