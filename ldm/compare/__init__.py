@@ -80,7 +80,7 @@ def compare(
             if row.own:
                 row.first_seen = find_first_seen(row, blocks, calls, rules, tolerance)
                 row.reason = explain(*blocks[row.path])
-    return Comparison(rows, tolerance, find_unmatched(ours, blocks, rules))
+    return Comparison(rows, tolerance, find_unmatched(ours, set(pairs.values()), rules))
 
 
 def assert_same(
@@ -121,12 +121,14 @@ def computes(block: nn.Module) -> bool:
     return type(block).forward is not nn.Module.forward
 
 
-def find_unmatched(ours: nn.Module, blocks: Mapping[str, Any], rules: Rules) -> list[str]:
-    """Blocks with weights that were not compared, without those inside them."""
+def find_unmatched(ours: nn.Module, paired: set[str], rules: Rules) -> list[str]:
+    """Blocks with weights that have no counterpart, without those inside them."""
     found: list[str] = []
     for path, block in ours.named_modules():
-        compared = path in blocks or not computes(block) or not rules.compares(block)
-        if not compared and any(True for _ in block.parameters()) and not any(within(path, outer) for outer in found):
+        if path in paired or not computes(block) or not rules.compares(block):
+            continue
+        inside = any(within(path, outer) for outer in found)
+        if not inside and any(True for _ in block.parameters()):
             found.append(path)
     return found
 

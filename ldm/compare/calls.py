@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -147,9 +148,11 @@ class Rules:
 
 
 def tensors(values: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings, in order."""
+    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(values, Tensor):
         return [values]
+    if is_dataclass(values) and not isinstance(values, type):
+        values = vars(values)
     if isinstance(values, Mapping):
         values = tuple(values.values())
     if isinstance(values, tuple | list):
@@ -158,7 +161,7 @@ def tensors(values: Any) -> list[Tensor]:
 
 
 def changed(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of dictionaries, lists and tuples with every tensor changed."""
+    """The same nest of dictionaries, lists, tuples and dataclasses with every tensor changed."""
     if isinstance(values, Tensor):
         return change(values)
     if isinstance(values, dict):
@@ -168,6 +171,8 @@ def changed(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(values, tuple):
         items = [changed(value, change) for value in values]
         return type(values)(*items) if hasattr(values, "_fields") else tuple(items)
+    if is_dataclass(values) and not isinstance(values, type):
+        return replace(values, **changed(vars(values), change))
     return values
 
 

@@ -48,7 +48,7 @@ def expect(
     wraps the paths of all blocks, as tqdm does. The reference is left as it was.
 
     To float64 there is no more exact truth. Its noise is that of float32 times the ratio of their rounding units, and
-    twice that, since what stands for the truth is rounded too.
+    twice that, since what stands for the truth is rounded too. Raises ValueError if there is nothing to compare.
     """
     own = [tensor for tensor in reference.parameters() if tensor.is_floating_point()]
     dtype = dtype or (own[0].dtype if own else torch.float32)
@@ -63,6 +63,8 @@ def expect(
             for path in progress([path for path in here if path]):
                 call = here[path]
                 alone[path] = tensors(call.block(*cast(call.args, other), **cast(call.kwargs, other)))
+    if not here[""].outputs:
+        raise ValueError("the reference returns no tensors: say with run=... what to compare")
     unit = torch.finfo(dtype).eps
 
     def truth(given: list[Tensor], in_other: list[Tensor]) -> tuple[list[Tensor], float]:

@@ -70,7 +70,7 @@ class Comparison:
         parts = [self.verdict(), self.table()]
         if self.unmatched:
             shown = ", ".join(self.unmatched[:5]) + (", ..." if len(self.unmatched) > 5 else "")
-            parts.append(f"{len(self.unmatched)} blocks have no counterpart in the reference: {shown}")
+            parts.append(f"not compared, since the reference has no counterpart: {shown}")
         return "\n".join(parts)
 
 
