@@ -13,7 +13,6 @@ FlashAttention's kernels pass.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -52,8 +52,7 @@ def expect(
     """
     own = [tensor for tensor in reference.parameters() if tensor.is_floating_point()]
     dtype = dtype or (own[0].dtype if own else torch.float32)
-    double = dtype == torch.float64
-    other = torch.float32 if double else torch.float64
+    other = torch.float32 if dtype == torch.float64 else torch.float64
     with converted(reference, dtype):
         here = record_run(reference, inputs, dtype, run)
         # Within the first conversion: the weights are those that dtype can hold
@@ -65,21 +64,22 @@ def expect(
                 alone[path] = tensors(call.block(*cast(call.args, other), **cast(call.kwargs, other)))
     if not here[""].outputs:
         raise ValueError("the reference returns no tensors: say with run=... what to compare")
-    unit = torch.finfo(dtype).eps
-
-    def truth(given: list[Tensor], in_other: list[Tensor]) -> tuple[list[Tensor], float]:
-        if double:
-            scale = unit / torch.finfo(torch.float32).eps
-            return given, 2 * (relative_error(in_other, given) * scale + unit)
-        return in_other, relative_error(given, in_other) + unit
-
     blocks = {}
     for path, call in here.items():
         if call.outputs:
-            exact, noise = truth(call.outputs, alone[path])
-            run_exact, run_noise = truth(call.outputs, there[path].outputs)
+            exact, noise = find_truth(call.outputs, alone[path], dtype)
+            run_exact, run_noise = find_truth(call.outputs, there[path].outputs, dtype)
             blocks[path] = Truth(call, exact, noise, run_exact, run_noise)
     return Expected(reference, inputs, dtype, blocks)
+
+
+def find_truth(given: list[Tensor], other: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], float]:
+    """What a block gives exactly, and its noise, from what it gives in dtype and in the other one: see `expect`."""
+    unit = torch.finfo(dtype).eps
+    if dtype == torch.float64:
+        scale = unit / torch.finfo(torch.float32).eps
+        return given, 2 * (relative_error(other, given) * scale + unit)
+    return other, relative_error(given, other) + unit
 
 
 def record_run(network: nn.Module, inputs: Inputs, dtype: torch.dtype, run: Run) -> dict[str, Call]:
