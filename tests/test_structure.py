@@ -26,6 +26,7 @@ MAY_IMPORT = {  # module -> what it may import beyond the standard library
     "ldm.model": {"torch", "ldm.clip", "ldm.config", "ldm.taesd", "ldm.tokenizer", "ldm.unet", "ldm.vae"},
     "ldm.deltas": {"torch", "einops"},
     "ldm.lora": {"torch", "ldm.deltas", "ldm.model"},
+    "ldm.compare": {"torch", "ldm.compare"},
     "ldm.tasks": {"torch", "ldm", "samplers"},
     "samplers": {"torch", "samplers"},
     "samplers.noise": {"torch", "numpy", "samplers"},
