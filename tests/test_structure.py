@@ -14,6 +14,8 @@ STANDARD = sys.stdlib_module_names
 MAY_IMPORT = {  # module -> what it may import beyond the standard library
     "ldm.__init__": set(),
     "ldm.config": set(),
+    "ldm.command": {"ldm.version"},
+    "ldm.pictures": {"torch", "einops", "PIL", "samplers"},
     "ldm.ops": {"torch", "einops", "ldm.kernels"},
     "ldm.kernels": {"torch", "triton", "ldm.kernels"},
     "ldm.unet": {"torch", "einops", "ldm.config", "ldm.ops"},
