@@ -61,6 +61,7 @@ class TinyVAE(nn.Module):
     def __init__(self, cfg: TinyVAEConfig):
         super().__init__()
         self.config = cfg
+        self.factor = cfg.factor  # pixels per latent
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
 

@@ -137,7 +137,7 @@ class Tokenizer:
         for i, row in enumerate(rows):
             kept = [BOS, *row[:room], EOT]
             ids[i, : len(kept)] = torch.tensor(kept)
-        return Tokens(ids, [self.decode(row[room:]) for row in rows])
+        return Tokens(ids, [self.decode(row[room:]) if len(row) > room else "" for row in rows])
 
     def encode(self, text: str, pad_id: int = EOT) -> list[int]:
         """The ids of a text of any length, without BOS, EOT and pads. pad_id matters to the transformers rules only:

@@ -214,6 +214,11 @@ class UpBlock(nn.Module):
         return x
 
 
+def check_given(name: str, value: Tensor | None, wanted: bool) -> None:
+    if (value is not None) != wanted:
+        raise ValueError(f"this UNet {'needs a' if wanted else 'takes no'} {name}")
+
+
 class UNet(nn.Module):
     def __init__(self, cfg: UNetConfig):
         super().__init__()
@@ -237,12 +242,8 @@ class UNet(nn.Module):
     def embed(self, x: Tensor, t: Tensor | float, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
         """Time and vector -> (b 4c)."""
         cfg = self.config
-        wants = bool(cfg.vector_dim or cfg.class_dim or cfg.class_count), bool(cfg.guidance_dim)
-        if wants != (vector is not None, guidance is not None):
-            raise ValueError(
-                f"this UNet {'needs' if wants[0] else 'takes no'} vector and "
-                f"{'needs' if wants[1] else 'takes no'} guidance embedding"
-            )
+        check_given("vector", vector, bool(cfg.vector_dim or cfg.class_dim or cfg.class_count))
+        check_given("guidance embedding", guidance, bool(cfg.guidance_dim))
         t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)  # copies nothing
         t = t.expand(len(x))
         emb = self.time_embedding(ops.sinusoid(t, cfg.channels[0]).to(x.dtype), guidance)
@@ -252,14 +253,8 @@ class UNet(nn.Module):
             emb = emb + self.class_embedding(vector)
         return emb
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        context: Tensor,
-        vector: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor,
+                vector: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:  # fmt: skip
         """x (b c h w), t a number or (b), context (b m d) -> (b 4 h w).
 
         vector is what the family adds to the time embedding: pooled text and sizes (b 2816; the refiner 2560) for

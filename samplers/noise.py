@@ -9,11 +9,12 @@ from numpy.random import SeedSequence
 from torch import Tensor
 
 from .basics import Streams, white
+from .step import Sigmas
 
 __all__ = ["BrownianPath", "BrownianTree", "Streams", "brownian", "white"]
 
 
-def brownian(streams: Streams, sigmas: Sequence[float]) -> "BrownianTree":
+def brownian(streams: Streams, sigmas: Sigmas) -> "BrownianTree":
     """One Brownian path per picture, from the seeds of the streams, over the levels of a run."""
     smallest = min(sigma for sigma in sigmas if sigma > 0)
     return BrownianTree(streams.seeds, streams.shape, smallest, max(sigmas), streams.device)

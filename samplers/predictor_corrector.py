@@ -5,7 +5,7 @@ both to correct the step and to predict the next one. The estimates are integrat
 one node more, u = 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 from typing import NamedTuple
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from .basics import Denoise
 from .coefficients import Rule, check_order, exponential, noise_std, past_nodes, remembered, usable_order
-from .step import Noise, Step, draw, weighted
+from .step import Noise, Sigmas, Step, Steps, draw, weighted
 
 
 def uni_pc(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 2,
     variant: str | Rule = "bh2",
     end: float = 0.0,
     short: float = inf,
-) -> Iterator[Step]:
+) -> Steps:
     """UniPC (arXiv 2302.04867) of x0, order 1 to 3: sa_solver without noise that corrects with one estimate more.
 
     variant: B(h) of the paper, "bh1" is h and "bh2" 1 - exp(-h). Steps with two estimates take B / 2 for their second
@@ -51,8 +51,8 @@ class Predicted(NamedTuple):
 def sa_solver(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     predictor: int = 2,
     corrector: int = 2,
@@ -61,7 +61,7 @@ def sa_solver(
     pece: bool = False,
     s_noise: float = 1.0,
     short: float = inf,
-) -> Iterator[Step]:
+) -> Steps:
     """SA-Solver (arXiv 2309.05019): stochastic Adams methods of `predictor` and of `corrector` estimates.
 
     tau: how much noise, a number or a function of sigma; 0 solves the ODE and draws nothing, 1 is the trained process.
