@@ -128,8 +128,8 @@ class Denoiser:
         self.levels.scaling(1.0, self.prediction)  # refuses a wrong name now
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        network = self.network.at(sigma) if isinstance(self.network, Guided) else self.network
-        return self.estimate(network, x, sigma)
+        at = getattr(self.network, "at", None)  # an isinstance of Guided takes as long as a small sampler's step
+        return self.estimate(at(sigma) if at else self.network, x, sigma)
 
     def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The estimates with guidance and without the prompt, as CFG++ needs them. A network without guidance makes
