@@ -88,14 +88,18 @@ def assert_same(
     names: Mapping[str, str] | None,
     inputs: Inputs,
     tolerance: float | None = None,
+    *,
     dtype: torch.dtype | None = None,
+    run: Run = call_network,
+    rules: Rules | None = None,
 ) -> None:
     """For tests. Raises AssertionError, whose message names the first block that departs and says how.
 
-    inputs: of both networks; a tuple if they call their arguments by different names. Others as in `expect` and
-    `compare`.
+    inputs and run: of both networks; inputs are a tuple if the two call their arguments by different names. Others as
+    in `expect` and `compare`.
     """
-    found = compare(ours, expect(reference, inputs, dtype=dtype), names, tolerance=tolerance)
+    expected = expect(reference, inputs, dtype=dtype, run=run)
+    found = compare(ours, expected, names, run=run, rules=rules, tolerance=tolerance)
     if not found.agrees:
         whole = found.rows[0]
         end = f"what the whole network gives is off by {whole.error:.1e}"

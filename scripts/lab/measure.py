@@ -11,7 +11,7 @@ from ldm import tasks
 from samplers import SAMPLERS, Sampler
 from samplers.noise import BrownianTree, Streams
 from samplers.ode import heun
-from samplers.schedule import NoiseTable, choose, karras
+from samplers.schedule import EDM, NoiseTable, choose, karras
 
 Track = list[tuple[float, Tensor]]  # (sigma, x), from the highest level down
 
@@ -20,7 +20,7 @@ class Problem(NamedTuple):
     """Something to sample from unit Gaussian `noise` (b c h w), on its device and in its dtype."""
 
     denoise: Callable[[Tensor, float], Tensor]
-    levels: NoiseTable
+    levels: NoiseTable | EDM
     noise: Tensor
     seeds: list[int]
     what: str  # in words, for the page
