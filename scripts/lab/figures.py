@@ -32,7 +32,8 @@ class Study(NamedTuple):
 
 def draw_figures(plt: Any, folder: Path, study: Study) -> Figures:
     """All figures, written to the folder. plt: matplotlib.pyplot."""
-    problem, first = study.problem, study.schedules[0]
+    problem = study.problem
+    first = study.schedules[0]
     figures = {}
     if any(not isnan(run.error) for run in study.runs):
         figures["Error against cost"] = draw_costs(plt, folder, study, "error", "root mean square error")
