@@ -134,6 +134,15 @@ class Rules:
         free = [name for name in parameters if name not in chosen]
         return (), chosen | dict(zip(free, others))
 
+    def fits(self, block: nn.Module, call: Call) -> bool:
+        """Whether that is all that the block needs. One that needs more cannot be compared by itself."""
+        args, kwargs = self.arguments(block, call)
+        try:
+            inspect.signature(block.forward).bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
     def run(self, block: nn.Module, call: Call) -> Any:
         """What comes out of block in place of what came out of the reference's."""
         args, kwargs = self.arguments(block, call)

@@ -396,3 +396,20 @@ def test_what_is_compared_can_be_chosen(unet, inputs):
     change_epsilon(mine)
     with pytest.raises(AssertionError, match="mid_block.attentions.0.norm .* departs first"):
         assert_same(mine, unet, None, inputs, run=sum_of_channels)
+
+
+class NeedsMore(nn.Linear):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return super().forward(x) * scale
+
+
+def test_a_block_that_needs_other_arguments_is_told_and_no_fault(pair):
+    """The network around it is still compared."""
+    mine, theirs = pair
+    linear = mine.res[0].t
+    mine.res[0].t = NeedsMore(6, 8)
+    mine.res[0].t.load_state_dict(linear.state_dict())
+    mine.res[0].t.register_forward_pre_hook(lambda module, args: (*args, torch.ones(())))
+    found = compare(mine, expect(theirs, GIVEN), ALL_BUT_OUT)
+    assert found.agrees and found.misfits == ["res.0.t"]
+    assert str(found).endswith("not compared, since they need other arguments (see Rules): res.0.t")
