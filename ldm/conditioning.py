@@ -3,7 +3,7 @@
 context (b m d) are the text tokens that the UNet attends to; vector (b e) is what it adds to its time embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,14 +47,14 @@ class Sizes:
 
 
 def encode(
-    texts: Sequence[CLIPText], tokenizer: Tokenizer, facts: ModelConfig, prompts: Sequence[str | None], sizes: Sizes
+    texts: Mapping[str, CLIPText], tokenizer: Tokenizer, facts: ModelConfig, prompts: Sequence[str | None], sizes: Sizes
 ) -> Conditioning:
     """Condition on one prompt per picture. None stands for "no prompt": the published empty conditioning."""
     features = [
         read(tower, tokenizer, [prompt or "" for prompt in prompts], pad_id)
-        for tower, pad_id in zip(texts, facts.pad_ids)
+        for tower, pad_id in zip(texts.values(), facts.pad_ids)
     ]
-    cond = FAMILIES[facts.family](features, sizes, facts.unet.vector_dim)
+    cond = BY_NUMBERS[facts.family.numbers](features, sizes, facts.unet.vector_dim)
     if not facts.zero_empty_prompt:
         return cond
     given = torch.tensor([prompt is not None for prompt in prompts], device=cond.context.device)
@@ -92,4 +92,4 @@ def with_sizes(features: list[TextFeatures], numbers: tuple[float, ...], vector_
     return Conditioning(context, torch.cat([pooled, embedded.expand(len(pooled), -1)], dim=1))
 
 
-FAMILIES = {"sd": sd, "sdxl": sdxl, "sdxl_refiner": sdxl_refiner}
+BY_NUMBERS = {0: sd, 6: sdxl, 5: sdxl_refiner}  # by the count of sizes and scores that a family is told

@@ -92,10 +92,35 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
+class Family:
+    """What all models of one lineage have in common: which text towers they read and in which layouts they come.
+
+    A family holds names and published facts. It says nothing of the sizes of a model at hand, which may be any.
+    """
+
+    name: str
+    title: str  # as people write it
+    towers: tuple[str, ...]  # its text towers in order, by the names of their folders
+    clips: tuple[str, ...]  # the published sizes of each, a row of CLIPS
+    layouts: tuple[str, ...]  # the layouts of its single files, the usual one first
+    numbers: int = 0  # sizes and scores in the vector that joins the time embedding
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Published widths of its text towers; the UNet reads their sum."""
+        return tuple(CLIPS[row].width for row in self.clips)
+
+    @property
+    def has_sizes(self) -> bool:
+        """SDXL and its refiner are conditioned on sizes; the others read text alone."""
+        return self.numbers > 0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One published model: its networks and the facts needed to sample from it."""
 
-    family: str  # "sd", "sdxl" or "sdxl_refiner": how prompts become conditioning
+    family: Family
     unet: UNetConfig
     vae: VAEConfig | TinyVAEConfig
     texts: tuple[CLIPConfig, ...]
@@ -114,35 +139,35 @@ class ModelConfig:
 
 
 # fmt: off
-SD15 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), depth=(1, 1, 1, 0),
-                  mid_depth=1, context_dim=768, linear_projection=False)
-SD2 = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(5, 10, 20, 20), depth=(1, 1, 1, 0),
-                 mid_depth=1, context_dim=1024, linear_projection=True)
-SD_X4 = UNetConfig(in_channels=7, channels=(256, 512, 512, 1024), heads=(8, 8, 8, 8), depth=(0, 1, 1, 1),
-                   mid_depth=1, context_dim=1024, linear_projection=True,
-                   cross_only=(True, True, True, False), class_count=1000)
-SDXL = UNetConfig(in_channels=4, channels=(320, 640, 1280), heads=(5, 10, 20), depth=(0, 2, 10),
-                  mid_depth=10, context_dim=2048, linear_projection=True, vector_dim=2816)
-SDXL_REFINER = UNetConfig(in_channels=4, channels=(384, 768, 1536, 1536), heads=(6, 12, 24, 24), depth=(0, 4, 4, 0),
+SD15_UNET = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), depth=(1, 1, 1, 0),
+                       mid_depth=1, context_dim=768, linear_projection=False)
+SD2_UNET = UNetConfig(in_channels=4, channels=(320, 640, 1280, 1280), heads=(5, 10, 20, 20), depth=(1, 1, 1, 0),
+                      mid_depth=1, context_dim=1024, linear_projection=True)
+X4_UNET = UNetConfig(in_channels=7, channels=(256, 512, 512, 1024), heads=(8, 8, 8, 8), depth=(0, 1, 1, 1),
+                     mid_depth=1, context_dim=1024, linear_projection=True,
+                     cross_only=(True, True, True, False), class_count=1000)
+SDXL_UNET = UNetConfig(in_channels=4, channels=(320, 640, 1280), heads=(5, 10, 20), depth=(0, 2, 10),
+                       mid_depth=10, context_dim=2048, linear_projection=True, vector_dim=2816)
+REFINER_UNET = UNetConfig(in_channels=4, channels=(384, 768, 1536, 1536), heads=(6, 12, 24, 24), depth=(0, 4, 4, 0),
                           mid_depth=4, context_dim=1280, linear_projection=True, vector_dim=2560)
 
 UNETS = {
-    "sd15": SD15,
-    "sd15_inpaint": replace(SD15, in_channels=9),
-    "sd2": SD2,
-    "sd2_inpaint": replace(SD2, in_channels=9),
-    "sd2_depth": replace(SD2, in_channels=5),
-    "sd2_unclip_h": replace(SD2, class_dim=2048),
-    "sd2_unclip_l": replace(SD2, class_dim=1536),
-    "sd_x4": SD_X4,
-    "sdxl": SDXL,
-    "sdxl_inpaint": replace(SDXL, in_channels=9),
-    "sdxl_refiner": SDXL_REFINER,
-    "lcm_sdxl": replace(SDXL, guidance_dim=256),
+    "sd15": SD15_UNET,
+    "sd15_inpaint": replace(SD15_UNET, in_channels=9),
+    "sd2": SD2_UNET,
+    "sd2_inpaint": replace(SD2_UNET, in_channels=9),
+    "sd2_depth": replace(SD2_UNET, in_channels=5),
+    "sd2_unclip_h": replace(SD2_UNET, class_dim=2048),
+    "sd2_unclip_l": replace(SD2_UNET, class_dim=1536),
+    "sd_x4": X4_UNET,
+    "sdxl": SDXL_UNET,
+    "sdxl_inpaint": replace(SDXL_UNET, in_channels=9),
+    "sdxl_refiner": REFINER_UNET,
+    "lcm_sdxl": replace(SDXL_UNET, guidance_dim=256),
 }
 
-F8 = VAEConfig(channels=(128, 256, 512, 512))
-VAES = {"sd": F8, "sdxl": F8, "playground_v25": F8, "sd_x4": VAEConfig(channels=(128, 256, 512))}
+F8_VAE = VAEConfig(channels=(128, 256, 512, 512))
+VAES = {"sd": F8_VAE, "sdxl": F8_VAE, "playground_v25": F8_VAE, "sd_x4": VAEConfig(channels=(128, 256, 512))}
 TAESD = TinyVAEConfig()                      # of SD; TAESDXL has the same sizes
 
 CLIPS = {
@@ -156,35 +181,45 @@ SDXL_LATENT = LatentConfig(scale=0.13025)
 PLAYGROUND_V25_LATENT = LatentConfig(scale=0.5, mean=(-1.6574, 1.886, -1.383, 2.5155),
                                      std=(8.4927, 5.9022, 6.5498, 5.2299))
 
-_SD15 = ModelConfig(family="sd", unet=SD15, vae=F8, texts=(CLIPS["l"],), latent=SD_LATENT, pad_ids=(49407,),
-                    sampler="plms")
-_SD2 = replace(_SD15, unet=SD2, texts=(CLIPS["h"],), pad_ids=(0,))
-_SD2_V = replace(_SD2, prediction="v", sampler="ddim", size=768)
-_UNCLIP = replace(_SD2_V, steps=20, guidance=10.0)
-_SDXL = ModelConfig(family="sdxl", unet=SDXL, vae=F8, texts=(CLIPS["l"], CLIPS["bigg"]), latent=SDXL_LATENT,
-                    pad_ids=(49407, 0), guidance=5.0, size=1024, zero_empty_prompt=True, careful_vae=True)
+FIRST, SECOND = "text_encoder", "text_encoder_2"
+FAMILIES = {
+    "sd1": Family("sd1", "SD 1", towers=(FIRST,), clips=("l",), layouts=("ldm",)),
+    "sd2": Family("sd2", "SD 2", towers=(FIRST,), clips=("h",), layouts=("ldm", "sgm")),
+    "sdxl": Family("sdxl", "SDXL", towers=(FIRST, SECOND), clips=("l", "bigg"), layouts=("sgm",), numbers=6),
+    "sdxl_refiner": Family("sdxl_refiner", "SDXL's refiner", towers=(SECOND,), clips=("bigg",), layouts=("sgm",),
+                           numbers=5),
+}
+
+SD15_MODEL = ModelConfig(family=FAMILIES["sd1"], unet=SD15_UNET, vae=F8_VAE, texts=(CLIPS["l"],), latent=SD_LATENT,
+                         pad_ids=(49407,), sampler="plms")
+SD2_MODEL = replace(SD15_MODEL, family=FAMILIES["sd2"], unet=SD2_UNET, texts=(CLIPS["h"],), pad_ids=(0,))
+SD2_V_MODEL = replace(SD2_MODEL, prediction="v", sampler="ddim", size=768)
+UNCLIP_MODEL = replace(SD2_V_MODEL, steps=20, guidance=10.0)
+SDXL_MODEL = ModelConfig(family=FAMILIES["sdxl"], unet=SDXL_UNET, vae=F8_VAE, texts=(CLIPS["l"], CLIPS["bigg"]),
+                         latent=SDXL_LATENT, pad_ids=(49407, 0), guidance=5.0, size=1024, zero_empty_prompt=True,
+                         careful_vae=True)
 
 MODELS = {
-    "sd15": _SD15,
-    "sd15_inpaint": replace(_SD15, unet=UNETS["sd15_inpaint"], sampler="ddim"),
-    "sd2": _SD2_V,                         # the repository named stable-diffusion-2 holds the 768-v model
-    "sd2_base": _SD2,
-    "sd2_v": _SD2_V,
-    "sd2_inpaint": replace(_SD2, unet=UNETS["sd2_inpaint"]),
-    "sd2_depth": replace(_SD2, unet=UNETS["sd2_depth"]),
-    "sd2_unclip_h": replace(_UNCLIP, unet=UNETS["sd2_unclip_h"]),
-    "sd2_unclip_l": replace(_UNCLIP, unet=UNETS["sd2_unclip_l"]),
-    "sd_turbo": replace(_SD2, sampler="euler", schedule="trailing", steps=1, guidance=0.0),
-    "sd_x4": replace(_SD2_V, unet=SD_X4, vae=VAES["sd_x4"], latent=LatentConfig(scale=0.08333), size=512, steps=75,
-                     guidance=9.0, noise=NoiseConfig(beta_start=0.0001, beta_end=0.02), careful_vae=True),
-    "sdxl": _SDXL,
-    "sdxl_inpaint": replace(_SDXL, unet=UNETS["sdxl_inpaint"], guidance=7.5, careful_vae=False),
-    "sdxl_refiner": replace(_SDXL, family="sdxl_refiner", unet=SDXL_REFINER, texts=(CLIPS["bigg"],), pad_ids=(0,),
-                            zero_empty_prompt=False),
-    "sdxl_turbo": replace(_SDXL, sampler="euler_ancestral", schedule="trailing", steps=1, guidance=0.0, size=512),
-    "lcm_sdxl": replace(_SDXL, unet=UNETS["lcm_sdxl"], sampler="lcm", steps=4, guidance=8.5),
-    "playground_v2": replace(_SDXL, guidance=3.0),
-    "playground_v25": replace(_SDXL, latent=PLAYGROUND_V25_LATENT, noise=NoiseConfig(edm=True), guidance=3.0,
+    "sd15": SD15_MODEL,
+    "sd15_inpaint": replace(SD15_MODEL, unet=UNETS["sd15_inpaint"], sampler="ddim"),
+    "sd2": SD2_V_MODEL,                    # the repository named stable-diffusion-2 holds the 768-v model
+    "sd2_base": SD2_MODEL,
+    "sd2_v": SD2_V_MODEL,
+    "sd2_inpaint": replace(SD2_MODEL, unet=UNETS["sd2_inpaint"]),
+    "sd2_depth": replace(SD2_MODEL, unet=UNETS["sd2_depth"]),
+    "sd2_unclip_h": replace(UNCLIP_MODEL, unet=UNETS["sd2_unclip_h"]),
+    "sd2_unclip_l": replace(UNCLIP_MODEL, unet=UNETS["sd2_unclip_l"]),
+    "sd_turbo": replace(SD2_MODEL, sampler="euler", schedule="trailing", steps=1, guidance=0.0),
+    "sd_x4": replace(SD2_V_MODEL, unet=X4_UNET, vae=VAES["sd_x4"], latent=LatentConfig(scale=0.08333), size=512,
+                     steps=75, guidance=9.0, noise=NoiseConfig(beta_start=0.0001, beta_end=0.02), careful_vae=True),
+    "sdxl": SDXL_MODEL,
+    "sdxl_inpaint": replace(SDXL_MODEL, unet=UNETS["sdxl_inpaint"], guidance=7.5, careful_vae=False),
+    "sdxl_refiner": replace(SDXL_MODEL, family=FAMILIES["sdxl_refiner"], unet=REFINER_UNET, texts=(CLIPS["bigg"],),
+                            pad_ids=(0,), zero_empty_prompt=False),
+    "sdxl_turbo": replace(SDXL_MODEL, sampler="euler_ancestral", schedule="trailing", steps=1, guidance=0.0, size=512),
+    "lcm_sdxl": replace(SDXL_MODEL, unet=UNETS["lcm_sdxl"], sampler="lcm", steps=4, guidance=8.5),
+    "playground_v2": replace(SDXL_MODEL, guidance=3.0),
+    "playground_v25": replace(SDXL_MODEL, latent=PLAYGROUND_V25_LATENT, noise=NoiseConfig(edm=True), guidance=3.0,
                               sampler="dpmpp_2m", schedule="karras"),
 }
 # fmt: on

@@ -17,12 +17,13 @@ from .vae import VAE, Posterior
 
 @dataclass(frozen=True)
 class Model:
-    """texts: the text towers in published order. For the record of a picture: source, where the model was loaded from;
-    files, its weight files by the names they have there; revisions, the commit of each repository it came from."""
+    """texts: the text towers in published order, by the names of their folders, "text_encoder" and "text_encoder_2".
+    For the record of a picture: source, where the model was loaded from; files, its weight files by the names they have
+    there; revisions, the commit of each repository it came from."""
 
     unet: UNet
     vae: VAE | TinyVAE
-    texts: tuple[CLIPText, ...]
+    texts: Mapping[str, CLIPText]
     tokenizer: Tokenizer
     facts: ModelConfig
     source: str = ""

@@ -119,7 +119,7 @@ def describe(source: str, found: Found) -> Report:
     whole, extras = found.whole, []
     if whole:
         form = "a folder" if whole.layout == "diffusers" else "a single file"
-        report.what = f"{whole.facts.family}: {form} in the layout of {whole.layout}"
+        report.what = f"{whole.facts.family.name}: {form} in the layout of {whole.layout}"
         report.told_by, report.metadata = [*whole.reasons, *whole.guesses], whole.metadata
         report.facts = {key: value for key, value in asdict(whole.facts).items() if key not in ("unet", "vae", "texts")}
         extras += whole.extras.items()

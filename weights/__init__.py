@@ -3,7 +3,7 @@
 load(source)         a folder, a single file or a repository of the hub -> ldm.model.Model
 load_part(source)    one of its networks, or a network that was published alone
 save(model, path)    in any layout; save_part(network, path) alone
-load_adapter(source, model)     LoRA and its kin, for ldm.lora to merge or attach; save_adapter writes it
+load_adapter(source, model)     LoRA and its kin, for ldm.adapters.lora to merge or attach; save_adapter writes it
 add_embedding(model, source)    textual inversion: the model with a new word
 located(source, one_file)       where such a file lies, or lies now that the hub has been asked
 file_hashes(model)   SHA-256 of the files it came from

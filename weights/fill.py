@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ldm.config import FAMILIES
+
 from .errors import CheckpointError, listed, shown
 from .files import Held
 from .layouts import Piece, pieces, published_name
@@ -26,7 +28,7 @@ HARMLESS = (  # a tensor without a place in our networks, and what it is, and so
 )
 LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
-TEXT_WIDTHS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL", 1280: "SDXL's refiner"}
+TEXT_WIDTHS = {sum(family.widths): family.title for family in FAMILIES.values()}
 
 
 class Place(NamedTuple):

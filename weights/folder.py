@@ -5,13 +5,13 @@ is executed. Names and defaults of the settings are those of diffusers 0.42.
 from collections.abc import Collection
 from pathlib import Path
 
-from ldm.config import CLIPConfig, ModelConfig, NoiseConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import FAMILIES, CLIPConfig, Family, ModelConfig, NoiseConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 from .configs import TINY_LATENT, clip_config, latent_config, latent_size, tiny_vae_config, unet_config, vae_config
 from .disk import names_in, read_json
 from .errors import CheckpointError, shown
 from .files import find_weights, read_stored
-from .parts import NUMBERS, TOKENS, Checkpoint, Part
+from .parts import TOKENS, Checkpoint, Part
 from .settings import Settings, is_number, is_whole
 
 CLASSES = {
@@ -22,7 +22,6 @@ CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-TOWERS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"), "sdxl_refiner": ("text_encoder_2",)}
 PIPELINES = {  # steps and guidance where a pipeline's own defaults are not those of its family
     "StableDiffusionUpscalePipeline": (75, 9.0),
     "StableDiffusionXLInpaintPipeline": (50, 7.5),
@@ -64,17 +63,19 @@ def read_folder(folder: Path, variant: str | None = None, without: Collection[st
     unet_json, vae_json = part(folder, index, "unet"), part(folder, index, "vae")
     tiny = class_of(index, "vae") == "AutoencoderTiny"
     unet, vae = unet_config(unet_json), tiny_vae_config(vae_json) if tiny else vae_config(vae_json)
-    family = family_of(index, unet)
+    family = family_of(folder, index, unet)
     texts = tuple(
         clip_config(part(folder, index, tower), projected=class_of(index, tower) == "CLIPTextModelWithProjection")
-        for tower in TOWERS[family]
+        for tower in family.towers
     )
-    pad_ids = tuple(pad_id(folder, index, tower.replace("text_encoder", "tokenizer")) for tower in TOWERS[family])
+    pad_ids = tuple(pad_id(folder, index, tower.replace("text_encoder", "tokenizer")) for tower in family.towers)
     size = latent_size(unet_json) * vae.factor
-    choices = sampling(part(folder, index, "scheduler", "scheduler_config.json"), class_of(index, "scheduler"), family)
+    choices = sampling(
+        part(folder, index, "scheduler", "scheduler_config.json"), class_of(index, "scheduler"), family.has_sizes
+    )
     choices |= defaults(index, family, unet, size, choices)
     latent = TINY_LATENT if tiny else latent_config(vae_json, vae)
-    careful = (family != "sd" or unet.class_count > 0) and not tiny and vae_json.flag("force_upcast", True)
+    careful = (family.has_sizes or unet.class_count > 0) and not tiny and vae_json.flag("force_upcast", True)
     facts = ModelConfig(
         family=family,
         unet=unet,
@@ -84,11 +85,11 @@ def read_folder(folder: Path, variant: str | None = None, without: Collection[st
         pad_ids=pad_ids,
         size=size,
         careful_vae=careful,
-        zero_empty_prompt=family != "sd" and index.flag("force_zeros_for_empty_prompt", True),
+        zero_empty_prompt=family.has_sizes and index.flag("force_zeros_for_empty_prompt", True),
         **choices,
     )
     check_parts_fit(index, facts, unet_json)
-    configs = {"unet": unet, "vae": vae} | dict(zip(TOWERS[family], texts))
+    configs = {"unet": unet, "vae": vae} | dict(zip(family.towers, texts))
     return Checkpoint(
         facts,
         {name: read_part(folder / name, config, variant) for name, config in configs.items() if name not in without},
@@ -127,13 +128,14 @@ def check_component(folder: Path, index: Settings, name: str) -> None:
         index.refuse(name, f"only {' or '.join(CLASSES[name])} is implemented")
 
 
-def family_of(index: Settings, unet: UNetConfig) -> str:
+def family_of(folder: Path, index: Settings, unet: UNetConfig) -> Family:
     """Told by what the UNet adds to its time embedding, and by the text towers."""
     if unet.vector_dim:
-        return "sdxl" if class_of(index, "text_encoder") else "sdxl_refiner"
+        return FAMILIES["sdxl" if class_of(index, "text_encoder") else "sdxl_refiner"]
     if class_of(index, "text_encoder_2"):
         index.refuse("text_encoder_2", "the UNet of unet/config.json takes one text encoder, it is not SDXL's")
-    return "sd"
+    activation = part(folder, index, "text_encoder").values.get("hidden_act", "quick_gelu")
+    return FAMILIES["sd1" if activation == "quick_gelu" else "sd2"]  # CLIP-L's; no other tower has it
 
 
 def pad_id(folder: Path, index: Settings, name: str) -> int:
@@ -153,14 +155,14 @@ def pad_id(folder: Path, index: Settings, name: str) -> int:
     return PADS["<|endoftext|>"]  # the class's own
 
 
-def sampling(json: Settings, name: str, family: str) -> dict:
+def sampling(json: Settings, name: str, has_sizes: bool) -> dict:
     """The fields of ModelConfig that a scheduler's settings decide. An unknown class still says how the network was
     trained; it is sampled by Euler's method."""
     json.only(NOISE_ONLY)
     sampler, spacing, (start, end, law) = SCHEDULERS.get(name, UNKNOWN_SCHEDULER)
     prediction = json.choice("prediction_type", PREDICTIONS, "epsilon")
     edm = name.startswith("EDM")
-    offset = 1 if family == "sd" or edm else json.whole("steps_offset", 0, least=0)  # SD's pipelines insist on 1
+    offset = 1 if edm or not has_sizes else json.whole("steps_offset", 0, least=0)  # SD's pipelines insist on 1
     if edm:
         noise = NoiseConfig(
             edm=True,
@@ -187,10 +189,10 @@ def sampling(json: Settings, name: str, family: str) -> dict:
     return dict(prediction=prediction, noise=noise, sampler=sampler, schedule=schedule, offset=offset)
 
 
-def defaults(index: Settings, family: str, unet: UNetConfig, size: int, choices: dict) -> dict:
+def defaults(index: Settings, family: Family, unet: UNetConfig, size: int, choices: dict) -> dict:
     """Steps and guidance as the model's publishers recommend. Our own folders may say better in "_defaults", which
     diffusers passes over, as all names that begin with an underscore."""
-    steps, guidance = PIPELINES.get(str(index.values.get("_class_name")), (50, 7.5 if family == "sd" else 5.0))
+    steps, guidance = PIPELINES.get(str(index.values.get("_class_name")), (50, 5.0 if family.has_sizes else 7.5))
     of_turbo = unet.context_dim in (1024, 2048) and size == 512
     if of_turbo and choices["schedule"] == "trailing" and choices["prediction"] == "eps":
         steps, guidance = 1, 0.0  # SD-Turbo and SDXL-Turbo
@@ -214,7 +216,7 @@ def check_parts_fit(index: Settings, facts: ModelConfig, unet_json: Settings) ->
     """The parts of one model take what the others give."""
     unet, texts = facts.unet, facts.texts
     text_width = sum(text.width for text in texts)
-    numbers = NUMBERS[facts.family]
+    numbers = facts.family.numbers
     vector = texts[-1].projection + numbers * unet_json.whole("addition_time_embed_dim", None) if numbers else 0
     pairs = [
         ("cross_attention_dim", unet.context_dim, "the width of the text", text_width),

@@ -91,7 +91,7 @@ def load(
     return Model(
         networks.pop("unet"),
         networks.pop("vae"),
-        tuple(networks.values()),
+        networks,
         Tokenizer(length=facts.texts[0].length),
         facts,
         str(source),

@@ -1,4 +1,4 @@
-"""ldm.lora.Adapter -> a file that kohya's tools, LyCORIS, diffusers and this program read."""
+"""ldm.adapters.lora.Adapter -> a file that kohya's tools, LyCORIS, diffusers and this program read."""
 
 import json
 from collections import Counter
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
-from ldm.lora import Adapter, check, networks, parameters
+from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.adapters.lora import Adapter, check, networks, parameters
 from ldm.model import Model
 
 from .errors import CheckpointError
@@ -35,7 +35,7 @@ def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str =
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
-    sgm = unet_table(model.unet.config) if model.facts.family != "sd" else {}
+    sgm = unet_table(model.unet.config) if model.facts.family.has_sizes else {}
     heads, targets, tensors = kohya_heads(model), parameters(model), {}
     for name, delta in adapter.deltas.items():
         (part, path), (path, kind) = name.split(".", 1), name.split(".", 1)[1].rsplit(".", 1)

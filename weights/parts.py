@@ -53,7 +53,6 @@ class Checkpoint:
 
 
 TOKENS = 49408  # in the one vocabulary of all these models
-NUMBERS = {"sd": 0, "sdxl": 6, "sdxl_refiner": 5}  # sizes and scores in the vector that joins the time embedding
 
 
 def check_numbers(facts: ModelConfig, where: str) -> None:
@@ -80,7 +79,7 @@ def check_numbers(facts: ModelConfig, where: str) -> None:
 
 def check_fit(facts: ModelConfig, where: str) -> None:
     """The networks of one model take what the others give."""
-    unet, numbers = facts.unet, NUMBERS[facts.family]
+    unet, numbers = facts.unet, facts.family.numbers
     text_width = sum(text.width for text in facts.texts)
     pairs = [
         ("its UNet reads text of width", unet.context_dim, "its text towers give", text_width),

@@ -22,7 +22,6 @@ from ldm.unet import UNet
 from .errors import CheckpointError, shown
 from .files import Held, Stored
 from .fill import is_finite
-from .folder import TOWERS
 from .layouts import SINGLE_FILES, Section, pieces
 from .notes import KEY, note
 from .recognize import describe, recognize_stored
@@ -55,11 +54,10 @@ def save(
             f"{path}: no layout holds added words, {shown(next(iter(model.tokenizer.added)))}: save "
             "the model that they were added to"
         )
-    towers, metadata = TOWERS[model.facts.family], unnoted(metadata)
-    networks = {"unet": model.unet, "vae": model.vae} | dict(zip(towers, model.texts))
+    metadata = unnoted(metadata)
+    networks = {"unet": model.unet, "vae": model.vae, **model.texts}
     if layout is None:
-        single = "ldm" if model.facts.family == "sd" else "sgm"
-        layout = single if path.suffix == ".safetensors" else "diffusers"
+        layout = model.facts.family.layouts[0] if path.suffix == ".safetensors" else "diffusers"
     with appearing(path) as part:
         if layout == "diffusers":
             write_folder(part, model.facts, networks, dtype, variant, shard_size, metadata)
@@ -125,7 +123,7 @@ def write_folder(
     shard_size: int | None,
     metadata: Mapping[str, str],
 ) -> None:
-    write_facts(folder, facts, TOWERS[facts.family])
+    write_facts(folder, facts)
     for part, network in networks.items():
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
         tensors = network.state_dict()
@@ -183,12 +181,12 @@ def single_file(
     """The tensors of a single file and the metadata that it cannot do without."""
     if isinstance(facts.vae, TinyVAEConfig) or facts.unet.guidance_dim:
         raise CheckpointError("no single file was ever published with TAESD or an LCM UNet: save a folder instead")
-    kind = facts.family if facts.family != "sd" else "sd1" if facts.texts[0].quick_gelu else "sd2"
-    if (layout, kind) not in SINGLE_FILES:
-        offer = ", ".join(other for other, family in SINGLE_FILES if family == kind)
-        raise CheckpointError(f"{kind} was never published in the layout {layout!r}: choose diffusers or {offer}")
+    name = facts.family.name
+    if layout not in facts.family.layouts:
+        offer = ", ".join(facts.family.layouts)
+        raise CheckpointError(f"{name} was never published in the layout {layout!r}: choose diffusers or {offer}")
     tensors = marks(facts)
-    for part, section in SINGLE_FILES[layout, kind].items():
+    for part, section in SINGLE_FILES[layout, name].items():
         tensors |= section_tensors(networks[part], section)
 
     metadata = {"modelspec.prediction_type": SPEC[facts.prediction]}
@@ -222,7 +220,7 @@ def marks(facts: ModelConfig) -> dict[str, Tensor]:
             "edm_vpred.sigma_min": torch.tensor(facts.noise.sigma_min),
             "edm_vpred.sigma_max": torch.tensor(facts.noise.sigma_max),
         }
-    elif facts.family == "sdxl" and facts.prediction == "v":
+    elif facts.family.name == "sdxl" and facts.prediction == "v":
         found["v_pred"] = torch.zeros(())
     if facts.noise.zero_snr:
         found["ztsnr"] = torch.zeros(())

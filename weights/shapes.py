@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from ldm.config import CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPS, CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 from .errors import CheckpointError, shown
 from .files import Stored
@@ -16,7 +16,7 @@ from .layouts import open_clip_table, outline, published_name, renamed, unet_tab
 
 GROUPS, HEAD = 32, 64
 UNCLIP_WIDTHS = ((2048,), (1536,))  # of its image embedding; SDXL and the refiner add vectors of 2816 and 2560
-TOWERS = {768: "l", 1024: "h", 1280: "bigg"}
+TOWERS = {tower.width: row for row, tower in CLIPS.items()}
 WHOLE_H = 24  # layers of ViT-H's tower
 
 

@@ -38,7 +38,7 @@ def training_of(path: Path) -> dict:
         file = folder / "scheduler" / "scheduler_config.json"
         if not told and file.is_file():
             json = Settings(str(file), read_json(file))
-            told = sampling(json, str(json.values.get("_class_name")), "sd")
+            told = sampling(json, str(json.values.get("_class_name")), False)
     return {name: told[name] for name in ("noise", "prediction", "latent") if name in told}
 
 

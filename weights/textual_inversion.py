@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.clip import CLIPText
+from ldm.config import FAMILIES
 from ldm.model import Model
 
 from .errors import CheckpointError, listed, shown
@@ -19,12 +20,7 @@ from .lora_files import read_all
 
 UNNAMED = "emb_params"
 PAIR = ("clip_l", "clip_g")  # of SDXL's towers, in published order
-FAMILIES = {  # by the widths of the vectors
-    (768,): "SD 1",
-    (1024,): "SD 2",
-    (768, 1280): "SDXL",
-    (1280,): "SDXL's refiner",
-}
+TITLES = {family.widths: family.title for family in FAMILIES.values()}  # by the widths of the vectors
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,10 @@ def add_embedding(model: Model, embedding: Embedding | str | Path, token: str | 
     if not isinstance(embedding, Embedding):
         embedding = read_embedding(embedding)
     widths = tuple(tensor.shape[1] for tensor in embedding.vectors)
-    wanted = tuple(text.config.width for text in model.texts)
-    chosen = embedding.vectors[-1:] if model.facts.family == "sdxl_refiner" and len(widths) == 2 else embedding.vectors
+    wanted = tuple(text.config.width for text in model.texts.values())
+    chosen = embedding.vectors
+    if len(chosen) == 2 and len(wanted) == 1 and model.facts.family.has_sizes:
+        chosen = chosen[1:]  # SDXL's embeddings serve its refiner, which has the second tower alone
     if tuple(tensor.shape[1] for tensor in chosen) != wanted:
         raise CheckpointError(
             f"the embedding {embedding.source} has vectors of width {named(widths)}, and the model's "
@@ -80,14 +78,15 @@ def add_embedding(model: Model, embedding: Embedding | str | Path, token: str | 
         tokenizer = model.tokenizer.with_token(token or embedding.token, len(chosen[0]))
     except ValueError as error:
         raise CheckpointError(f"the embedding {embedding.source}: {error}, as token") from None
-    texts = tuple(extended(text, vectors, len(model.tokenizer.symbols)) for text, vectors in zip(model.texts, chosen))
-    facts = replace(model.facts, texts=tuple(text.config for text in texts))
+    known = len(model.tokenizer.symbols)
+    texts = {tower: extended(text, vectors, known) for (tower, text), vectors in zip(model.texts.items(), chosen)}
+    facts = replace(model.facts, texts=tuple(text.config for text in texts.values()))
     return replace(model, texts=texts, tokenizer=tokenizer, facts=facts)
 
 
 def named(widths: tuple[int, ...]) -> str:
     sizes = " and ".join(map(str, widths))
-    return f"{sizes} ({FAMILIES[widths]})" if widths in FAMILIES else sizes
+    return f"{sizes} ({TITLES[widths]})" if widths in TITLES else sizes
 
 
 def extended(text: CLIPText, vectors: Tensor, known: int) -> CLIPText:

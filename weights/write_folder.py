@@ -4,14 +4,12 @@ here; and, to equal facts, by this package.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.config import CLIPConfig, LatentConfig, ModelConfig, NoiseConfig, TinyVAEConfig, UNetConfig, VAEConfig
 from ldm.tokenizer import published_files
 
 from .folder import LAWS, PADS, PREDICTIONS, SPACINGS
-from .parts import NUMBERS
 
 VERSION = "0.42.1"  # of diffusers, whose names these are
 UPSCALE = "StableDiffusionUpscalePipeline"
@@ -180,7 +178,7 @@ def low_res_json(noise: NoiseConfig) -> dict:
 
 def pipeline_of(facts: ModelConfig) -> str:
     """The class of diffusers that runs such a model."""
-    match facts.family, facts.unet:
+    match facts.family.name, facts.unet:
         case "sdxl_refiner", _:
             return "StableDiffusionXLImg2ImgPipeline"
         case "sdxl", UNetConfig(in_channels=9):
@@ -200,7 +198,7 @@ def pipeline_of(facts: ModelConfig) -> str:
     return "StableDiffusionPipeline"
 
 
-def index_json(facts: ModelConfig, towers: Sequence[str], scheduler: str, tiny_vae: bool) -> dict:
+def index_json(facts: ModelConfig, scheduler: str, tiny_vae: bool) -> dict:
     defaults = dict(steps=facts.steps, guidance=facts.guidance, sampler=facts.sampler, schedule=facts.schedule)
     values = dict(
         _class_name=pipeline_of(facts),
@@ -210,14 +208,14 @@ def index_json(facts: ModelConfig, towers: Sequence[str], scheduler: str, tiny_v
         scheduler=["diffusers", scheduler],
         vae=["diffusers", "AutoencoderTiny" if tiny_vae else "AutoencoderKL"],
     )
-    if facts.family == "sdxl_refiner":
+    if facts.family.name == "sdxl_refiner":
         values |= dict(text_encoder=[None, None], tokenizer=[None, None], requires_aesthetics_score=True)
-    for tower, cfg in zip(towers, facts.texts):
+    for tower, cfg in zip(facts.family.towers, facts.texts):
         values[tower] = ["transformers", "CLIPTextModelWithProjection" if cfg.projection else "CLIPTextModel"]
         values[tower.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
     if values["_class_name"] == UPSCALE:
         return values | dict(low_res_scheduler=["diffusers", "DDPMScheduler"])
-    if facts.family == "sd":
+    if not facts.family.has_sizes:
         return values | dict(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     return values | dict(force_zeros_for_empty_prompt=facts.zero_empty_prompt)
 
@@ -239,10 +237,10 @@ def write_tokenizer(folder: Path, pad_id: int, length: int) -> None:
     )
 
 
-def write_facts(folder: Path, facts: ModelConfig, towers: Sequence[str]) -> None:
-    """All files of a folder but the weights. towers: the folders of the text towers."""
+def write_facts(folder: Path, facts: ModelConfig) -> None:
+    """All files of a folder but the weights."""
     latent_size = facts.size // facts.vae.factor
-    numbers = NUMBERS[facts.family]
+    numbers = facts.family.numbers
     time_ids = (facts.unet.vector_dim - facts.texts[-1].projection) // numbers if numbers else 0
     scheduler = scheduler_json(facts)
     tiny_vae = isinstance(facts.vae, TinyVAEConfig)
@@ -252,12 +250,12 @@ def write_facts(folder: Path, facts: ModelConfig, towers: Sequence[str]) -> None
         tiny_vae_json(facts.vae) if tiny_vae else vae_json(facts.vae, facts.latent, facts.size, facts.careful_vae),
     )
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    for tower, cfg, pad_id in zip(towers, facts.texts, facts.pad_ids):
+    for tower, cfg, pad_id in zip(facts.family.towers, facts.texts, facts.pad_ids):
         write_json(folder / tower / "config.json", text_json(cfg))
         write_tokenizer(folder / tower.replace("text_encoder", "tokenizer"), pad_id, cfg.length)
     if facts.unet.class_count:
         write_json(folder / "low_res_scheduler" / "scheduler_config.json", low_res_json(facts.noise))
-    write_json(folder / "model_index.json", index_json(facts, towers, scheduler["_class_name"], tiny_vae))
+    write_json(folder / "model_index.json", index_json(facts, scheduler["_class_name"], tiny_vae))
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -45,6 +45,11 @@ def random_model():
 
     facts = MODELS["sdxl"]
     with torch.device("meta"):
+<<<<<<< HEAD:scripts/bench_load.py
+        networks = [UNet(facts.unet), VAE(facts.vae), *map(CLIPText, facts.texts)]
+    unet, vae, *texts = map(filled, networks)
+    return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
+=======
         unet = UNet(facts.unet)
         vae = VAE(VAES["sdxl"])
         texts = tuple(CLIPText(cfg) for cfg in facts.texts)
@@ -54,6 +59,7 @@ def random_model():
             state[name] = torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
         network.load_state_dict(state, assign=True)
     return Model(unet, vae, texts, Tokenizer(), facts)
+>>>>>>> compare:scripts/bench/time_load.py
 
 
 def memory(field: str) -> int:

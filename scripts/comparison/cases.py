@@ -19,7 +19,6 @@ from ldm.config import CLIPS, TAESD, UNETS, VAES
 from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 from ldm.vae import VAE
-from weights.folder import TOWERS
 
 NETWORKS = [
     *(f"unet_{name}" for name in UNETS),
@@ -120,8 +119,12 @@ def model_cases(
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: give one in the diffusers layout, which diffusers can load too")
     model = weights.load(source, dtype=dtype, device=device, variant=variant)
+<<<<<<< HEAD
+    networks = {"unet": model.unet, "vae": model.vae, **model.texts}
+=======
     networks: dict[str, Network] = {"unet": model.unet, "vae": model.vae}
     networks |= dict(zip(TOWERS[model.facts.family], model.texts))
+>>>>>>> compare
     for part in parts or networks:
         if part not in networks:
             raise ValueError(f"{source} has no {part}: its parts are {', '.join(networks)}")
@@ -137,7 +140,7 @@ def model_cases(
         elif part == "vae":
             yield from vae_cases(ours, reference, own, height, width, generator)
         else:
-            ids = model.tokenizer([prompt, ""], model.facts.pad_ids[model.texts.index(ours)]).ids
+            ids = model.tokenizer([prompt, ""], model.facts.pad_ids[list(model.texts).index(part)]).ids
             yield text_case(part, ours, reference, own, ids)
 
 

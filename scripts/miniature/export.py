@@ -17,7 +17,7 @@ import torch
 
 import weights
 from ldm.clip import CLIPText
-from ldm.config import CLIPConfig, LatentConfig, ModelConfig, UNetConfig, VAEConfig
+from ldm.config import FAMILIES, CLIPConfig, LatentConfig, ModelConfig, UNetConfig, VAEConfig
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 from ldm.unet import UNet
@@ -42,7 +42,7 @@ def model(vae: dict, unet: dict) -> Model:
             {key.removeprefix(part + "."): value for key, value in unet["ema"].items() if key.startswith(part + ".")}
         )
     facts = ModelConfig(
-        family="sd",
+        family=FAMILIES["sd1"],
         unet=configs["unet"],
         vae=configs["vae"],
         texts=(configs["text"],),
@@ -58,7 +58,7 @@ def model(vae: dict, unet: dict) -> Model:
     return Model(
         networks["unet"].half(),
         networks["vae"].half(),
-        (networks["text"].half(),),
+        {"text_encoder": networks["text"].half()},
         Tokenizer(length=configs["text"].length),
         facts,
     )
@@ -88,7 +88,7 @@ def main():
     vae = torch.load(args.build / "vae.pt", weights_only=True, map_location="cpu")
     unet = torch.load(args.build / "unet.pt", weights_only=True, map_location="cpu")
     trained = model(vae, unet)
-    networks = dict(vae=trained.vae, unet=trained.unet, text=trained.texts[0])
+    networks = dict(vae=trained.vae, unet=trained.unet, text=trained.texts["text_encoder"])
     with tempfile.TemporaryDirectory(dir=args.build) as folder:  # weights.save writes to no folder that exists
         weights.save(trained, Path(folder) / "model")
         shutil.copytree(Path(folder) / "model", args.to, dirs_exist_ok=True)

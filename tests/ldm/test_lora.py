@@ -20,10 +20,10 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm import lora
+from ldm.adapters import lora
+from ldm.adapters.deltas import DoRA, Full, LoHa, LoKr, LoRA, Product
 from ldm.clip import CLIPText
 from ldm.config import CLIPS, MODELS, UNETS, UNetConfig
-from ldm.deltas import DoRA, Full, LoHa, LoKr, LoRA, Product
 from ldm.model import Model
 from ldm.unet import UNet
 from support.networks import clip_pair, token_ids, unet_inputs, unet_pair
@@ -43,7 +43,8 @@ def tiny_model(name: str) -> Model:
     """Float64. The networks need not fit each other: each is compared by itself."""
     unet, texts = unet_pair(name)[0], [clip_pair(tower)[0] for tower in FAMILIES[name]]
     facts = replace(MODELS[name], unet=unet.config, texts=tuple(text.config for text in texts))
-    return Model(copy.deepcopy(unet), None, tuple(copy.deepcopy(text) for text in texts), None, facts)
+    towers = dict(zip(facts.family.towers, copy.deepcopy(texts)))
+    return Model(copy.deepcopy(unet), None, towers, None, facts)
 
 
 def tiny_pipeline(name: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
@@ -74,14 +75,16 @@ def micro_model() -> Model:
         linear_projection=False,
     )
     text = replace(CLIPS["l"], layers=1, width=8, heads=2, hidden=8, vocab=8)
-    return Model(UNet(unet), None, (CLIPText(text),), None, replace(MODELS["sd15"], unet=unet, texts=(text,)))
+    return Model(
+        UNet(unet), None, {"text_encoder": CLIPText(text)}, None, replace(MODELS["sd15"], unet=unet, texts=(text,))
+    )
 
 
 @torch.no_grad()
 def outputs(name: str, model: Model) -> dict[str, Tensor]:
     """Of every network; the keys begin with its part."""
     found = {"unet": model.unet(**{key: value[:1] for key, value in unet_inputs(name, SIZES[name])[0].items()})}
-    for part, tower, text in zip(("text_encoder", "text_encoder_2"), FAMILIES[name], model.texts):
+    for part, tower, text in zip(("text_encoder", "text_encoder_2"), FAMILIES[name], model.texts.values()):
         features = text(token_ids(tower)[1:2])
         found |= {
             f"{part}.last": features.last,
@@ -469,18 +472,18 @@ def test_kernels_1x1_may_be_left_out(name, kernel, tmp_path):
         f"{stem}.lora_up.weight": up.reshape(96, 3, *kernel),
     }
     save_file(files, tmp_path / "a.safetensors")
-    weight = model.unet.mid_block.attentions[0].proj_in.weight
-    base, adapter = weight.detach().clone(), load_adapter(tmp_path / "a.safetensors", model)
+    layer = model.unet.mid_block.attentions[0].proj_in
+    base, adapter = layer.weight.detach().clone(), load_adapter(tmp_path / "a.safetensors", model)
     with lora.attached(model, [(adapter, 0.3)]):
         beside = outputs(name, model)["unet"]
     with lora.merged(model, [(adapter, 0.3)]):
-        assert relative_error(weight, base + 0.3 * (up @ down).reshape(base.shape)) < 1e-15
+        assert relative_error(layer.weight, base + 0.3 * (up @ down).reshape(base.shape)) < 1e-15
         assert relative_error(outputs(name, model)["unet"], beside) < CLOSE
     save_file(files | {f"{stem}.dora_scale": magnitude.reshape(96, 1, *kernel)}, tmp_path / "b.safetensors")
     with lora.merged(model, [(load_adapter(tmp_path / "b.safetensors", model), 0.3)]):
         moved = base.flatten(1) + 0.3 * (up @ down)
         lengths = torch.stack([row.square().sum().sqrt() for row in moved])
-        assert relative_error(weight.flatten(1), moved / lengths[:, None] * magnitude) < 1e-14
+        assert relative_error(layer.weight.flatten(1), moved / lengths[:, None] * magnitude) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -503,8 +506,8 @@ def test_unmerging_is_exact(dtype, tmp_path):
             (2, ["conv_in.weight", "conv_out.weight"]),
         )
     ]
-    lora.merge(model, [(adapters[0], 3.0), (adapters[1], 1.0)])
-    lora.merge(model, [(adapters[0], -0.7), (adapters[1], 0.3)])
+    lora.merge(model, [(adapters[0], 3.0), (adapters[1], 1.0)]).undo()
+    merged = lora.merge(model, [(adapters[0], -0.7), (adapters[1], 0.3)])
     changed = {key for key, parameter in lora.parameters(model).items() if not torch.equal(parameter, base[key][1])}
     assert changed == adapters[0].deltas.keys() | adapters[1].deltas.keys()
     exact = base["unet.conv_in.weight"][1].float()
@@ -512,16 +515,16 @@ def test_unmerging_is_exact(dtype, tmp_path):
         exact = exact + strength * adapter.deltas["unet.conv_in.weight"].value(exact)
     assert torch.equal(model.unet.conv_in.weight, exact.to(dtype))  # rounded once
 
-    with pytest.raises(RuntimeError, match="merged already"):
-        with lora.merged(model, [(adapters[0], 1.0)]):
-            pass
+    with lora.merged(model, [(adapters[0], 1.0)]):  # on top of what is merged
+        assert not torch.equal(model.unet.conv_in.weight, exact.to(dtype))
+    assert torch.equal(model.unet.conv_in.weight, exact.to(dtype))
     other = lora.Adapter({"unet.conv_in.weight": LoRA(randn(5, 3), randn(3, 7))}, "other.safetensors")
     for wrong in (other, lora.Adapter({"unet.conv.weight": Full(randn(1))})):
         with pytest.raises(ValueError, match="^the adapter .* is of another model: it changes unet.conv[^\n]*$"):
             lora.merge(model, [(adapters[0], 1.0), (wrong, 1.0)])
     assert torch.equal(model.unet.conv_in.weight, exact.to(dtype))  # an error changes nothing
-    lora.unmerge(model)
-    lora.unmerge(model)
+    merged.undo()
+    merged.undo()
     with pytest.raises(KeyError), lora.merged(model, [(adapters[0], 1.0)]):
         assert not torch.equal(model.unet.conv_in.weight, base["unet.conv_in.weight"][1])
         raise KeyError
@@ -534,9 +537,9 @@ def test_unmerging_follows_the_model():
     model = tiny_model("sd15")
     base = model.unet.conv_in.weight.detach().clone()
     adapter = lora.Adapter({"unet.conv_in.weight": LoRA(randn(32, 3), randn(3, 4, 3, 3))})
-    lora.merge(model, [(adapter, 1.0)])
+    merged = lora.merge(model, [(adapter, 1.0)])
     model.unet.half()
-    lora.unmerge(model)
+    merged.undo()
     assert torch.equal(model.unet.conv_in.weight, base.half())
 
 
@@ -592,7 +595,7 @@ def test_what_attaching_refuses():
     with pytest.raises(ValueError, match="the change of unet.conv_in.bias is no LoRA of a layer: merge it"):
         with lora.attached(model, [(lora.Adapter({"unet.conv_in.bias": change}), 1.0)]):
             pass
-    model.texts[0].compile(backend="eager")
+    model.texts["text_encoder"].compile(backend="eager")
     with pytest.raises(RuntimeError, match="compiled"), lora.attached(model, []):
         pass
 
@@ -603,8 +606,8 @@ def test_merging_into_a_compiled_network():
     adapter = lora.new(model, "text_encoder.*.fc1", rank=2)
     for delta in adapter.deltas.values():
         delta.up.fill_(1)
-    expected, compiled = [], torch.compile(model.texts[0], backend="eager")
-    for network in (model.texts[0], compiled):
+    expected, compiled = [], torch.compile(model.texts["text_encoder"], backend="eager")
+    for network in (model.texts["text_encoder"], compiled):
         found = [network(ids).last]
         with lora.merged(model, [(adapter, 1.0)]):
             found.append(network(ids).last)
@@ -693,7 +696,7 @@ def full_size(name: str) -> Model:
     """The published shapes, without memory."""
     facts = MODELS[name]
     with torch.device("meta"):
-        return Model(UNet(facts.unet), None, tuple(CLIPText(text) for text in facts.texts), None, facts)
+        return Model(UNet(facts.unet), None, dict(zip(facts.family.towers, map(CLIPText, facts.texts))), None, facts)
 
 
 @pytest.mark.parametrize(
@@ -930,7 +933,7 @@ def test_damaged_files_are_read_or_refused(tmp_path):
         }
         save_file(tensors, path, {"lora_adapter_metadata": json.dumps(config)} if rng.random() < 0.3 else None)
         try:
-            lora.merge(model, [(load_adapter(path, model, partial=rng.random() < 0.3), 1.0)])
+            lora.merge(model, [(load_adapter(path, model, partial=rng.random() < 0.3), 1.0)]).undo()
             outcomes["read"] += 1
         except CheckpointError as error:
             assert "\n" not in str(error)

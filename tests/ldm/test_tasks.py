@@ -356,7 +356,7 @@ def test_bad_arguments_are_refused_in_one_line(pipelines, change, words):
 def test_a_stage_that_produces_nan_is_named(pipelines):
     _, model = pipelines("sd15")
     for module, stage in (
-        (model.texts[0].text_model.final_layer_norm, "the text encoder"),
+        (model.texts["text_encoder"].text_model.final_layer_norm, "the text encoder"),
         (model.unet.conv_out, "the UNet"),
         (model.vae.decoder.conv_out, "the VAE decoder"),
     ):

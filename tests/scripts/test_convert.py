@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import weights
-from ldm import lora
+from ldm.adapters import lora
 from support import tiny
 from support.hub_server import Hub
 from support.paths import SCRIPTS
@@ -61,7 +61,9 @@ def sd15(tmp_path_factory):
 
 
 def tensors_of(model) -> dict[str, torch.Tensor]:
-    networks = {"unet": model.unet, "vae": model.vae} | {f"text{i}": text for i, text in enumerate(model.texts)}
+    networks = {"unet": model.unet, "vae": model.vae} | {
+        f"text{i}": text for i, text in enumerate(model.texts.values())
+    }
     return {
         f"{part}.{name}": tensor for part, network in networks.items() for name, tensor in network.state_dict().items()
     }
@@ -134,7 +136,7 @@ def test_a_file_that_was_written_is_read_by_diffusers(model, pipeline, tmp_path)
     for network, reference in (
         (ours.unet, theirs.unet),
         (ours.vae, theirs.vae),
-        (ours.texts[-1], theirs.text_encoder_2 if model == "sdxl" else theirs.text_encoder),
+        (list(ours.texts.values())[-1], theirs.text_encoder_2 if model == "sdxl" else theirs.text_encoder),
     ):
         found = {key.removeprefix("text_model."): tensor for key, tensor in reference.state_dict().items()}
         for name, tensor in network.state_dict().items():
@@ -157,7 +159,7 @@ def test_one_network_alone(run, tmp_path):
     for part, names, expected in (
         ("vae", "ldm", first.vae),
         ("unet", "diffusers", first.unet),
-        ("text_encoder", "open_clip", first.texts[0]),
+        ("text_encoder", "open_clip", first.texts["text_encoder"]),
     ):
         run(weights.MINIATURE, "--to", tmp_path / f"{part}.safetensors", "--part", part, "--names", names)
         found = weights.load_part(tmp_path / f"{part}.safetensors", dtype=None)

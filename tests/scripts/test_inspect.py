@@ -38,7 +38,7 @@ def run(monkeypatch, capsys):
 
 def test_report_on_the_miniature(run):
     report = json.loads(run(weights.MINIATURE, "--json"))
-    assert report["what"] == "sd: a folder in the layout of diffusers" and report["facts"]["prediction"] == "v"
+    assert report["what"] == "sd1: a folder in the layout of diffusers" and report["facts"]["prediction"] == "v"
     training = json.loads((weights.MINIATURE / "training.json").read_text())
     assert [row["parameters"] for row in report["networks"]] == [
         training["parameters"][name] for name in ("unet", "vae", "text")

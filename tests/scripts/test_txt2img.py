@@ -105,7 +105,10 @@ def test_what_is_cut_from_a_long_prompt_is_said(script, tmp_path):
 
 def test_adapters_and_embeddings_are_recorded(script, tmp_path):
     """Two files of one name, a key without a place, a word with a vector of its own; and the picture made again."""
-    layer, width = "unet.mid_block.attentions.0.proj_in", weights.load(weights.MINIATURE).texts[0].config.width
+    layer, width = (
+        "unet.mid_block.attentions.0.proj_in",
+        weights.load(weights.MINIATURE).texts["text_encoder"].config.width,
+    )
     channels = weights.load(weights.MINIATURE).facts.unet.channels[-1]
     for k, name in enumerate("ab"):
         (tmp_path / name).mkdir()

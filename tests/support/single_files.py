@@ -33,7 +33,6 @@ from support.networks import (
 )
 from support.numbers import randomize
 from weights import configs
-from weights.folder import TOWERS
 from weights.layouts import NETWORKS, SINGLE_FILES, Piece, ema_key, pieces
 from weights.save import section_tensors
 from weights.settings import Settings
@@ -90,7 +89,7 @@ def network_keys(model: str) -> dict[str, tuple[int, ...]]:
     facts = MODELS[model]
     with torch.device("meta"):
         networks = {"unet": UNet(facts.unet), "vae": VAE(facts.vae)}
-        networks |= {tower: CLIPText(cfg) for tower, cfg in zip(TOWERS[facts.family], facts.texts)}
+        networks |= {tower: CLIPText(cfg) for tower, cfg in zip(facts.family.towers, facts.texts)}
     return {
         key: tuple(tensor.shape)
         for part, section in SINGLE_FILES[LAYOUTS[model]].items()

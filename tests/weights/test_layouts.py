@@ -196,7 +196,7 @@ def outputs(model, written: Written, dtype) -> list[tuple]:
     if cfg.class_count:
         ours["vector"] = theirs["class_labels"] = torch.tensor([20, 700])
     pairs = [(model.unet(x, t, context, **ours), written.unet(x, t, context, **theirs).sample)]
-    for ours, (part, tower) in zip(model.texts, written.towers.items()):
+    for ours, (part, tower) in zip(model.texts.values(), written.towers.items()):
         pairs += text_pairs(ours, tower, SINGLE_FILES[LAYOUTS[written.model]][part].tower)
     image, z = randn(1, 3, 32, 48, seed=5).to(dtype), randn(1, 4, 4, 6, seed=6).to(dtype)
     return pairs + [

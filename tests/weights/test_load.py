@@ -34,7 +34,7 @@ PIPELINES = {"sd": tiny.tiny_sd, "sd2": tiny.tiny_sd2, "sdxl": tiny.tiny_sdxl, "
 SD_TABLE = config.NoiseConfig()  # SD's betas
 FACTS = {
     "sd": config.ModelConfig(
-        family="sd",
+        family=config.FAMILIES["sd1"],
         unet=replace(TINY_UNETS["sd15"][0], context_dim=32),
         vae=TINY_VAES["sd"][0],
         texts=(TINY_CLIPS["l"][0],),
@@ -51,7 +51,7 @@ FACTS = {
         zero_empty_prompt=False,
     ),
     "sd2": config.ModelConfig(
-        family="sd",
+        family=config.FAMILIES["sd2"],
         unet=replace(TINY_UNETS["sd2"][0], context_dim=48),
         vae=TINY_VAES["sd"][0],
         texts=(TINY_CLIPS["h"][0],),
@@ -68,7 +68,7 @@ FACTS = {
         zero_empty_prompt=False,
     ),
     "sdxl": config.ModelConfig(
-        family="sdxl",
+        family=config.FAMILIES["sdxl"],
         unet=replace(TINY_UNETS["sdxl"][0], context_dim=72),
         vae=TINY_VAES["sd"][0],
         texts=(TINY_CLIPS["l"][0], TINY_CLIPS["bigg"][0]),
@@ -86,7 +86,7 @@ FACTS = {
         careful_vae=True,
     ),
     "refiner": config.ModelConfig(
-        family="sdxl_refiner",
+        family=config.FAMILIES["sdxl_refiner"],
         unet=TINY_UNETS["sdxl_refiner"][0],
         vae=TINY_VAES["sd"][0],
         texts=(TINY_CLIPS["bigg"][0],),
@@ -146,7 +146,7 @@ def outputs(model, pipeline, dtype) -> list[tuple]:
         ours["vector"] = torch.cat([pooled, ops.sinusoid(sizes.flatten(), TIME_ID).view(2, -1).to(dtype)], dim=1)
         theirs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
     pairs = [(model.unet(x, t, context, **ours), pipeline.unet(x, t, context, **theirs).sample)]
-    for tower, reference, pad in zip(model.texts, towers(pipeline), model.facts.pad_ids):
+    for tower, reference, pad in zip(model.texts.values(), towers(pipeline), model.facts.pad_ids):
         ids = token_ids("l" if pad else "bigg")
         found, expected = tower(ids), reference(ids, output_hidden_states=True)
         pairs += [
@@ -180,7 +180,7 @@ def test_facts(name, saved):
     model = weights.load(saved(name)[0])
     assert model.facts == FACTS[name]
     assert model.tokenizer.length == 77 and model.source == str(saved(name)[0])
-    for network in (model.unet, model.vae, *model.texts):
+    for network in (model.unet, model.vae, *model.texts.values()):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
@@ -421,7 +421,7 @@ def test_fp16_variant(tmp_path):
             for pair in [
                 (model.unet, pipeline.unet),
                 (model.vae, pipeline.vae),
-                (model.texts[0], pipeline.text_encoder),
+                (model.texts["text_encoder"], pipeline.text_encoder),
             ]
         )
     for name in (UNET_FILE, VAE_FILE, TEXT_FILE):
@@ -437,7 +437,7 @@ def test_shards(variant, tmp_path):
     assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 5
     for _ in range(2):
         model = weights.load(tmp_path, variant=variant)
-        assert same(model.unet, pipeline.unet) and same(model.texts[0], pipeline.text_encoder)
+        assert same(model.unet, pipeline.unet) and same(model.texts["text_encoder"], pipeline.text_encoder)
         assert sum("unet/" in name for name in model.files) > 5
         for index in tmp_path.glob("*/*.index.fp16.json"):  # the other place for the variant's name
             index.rename(index.with_name(index.name.replace(".safetensors.index.fp16", ".fp16.safetensors.index")))
@@ -449,7 +449,7 @@ def test_published_and_older_files(broken, saved):
     path, pipeline = broken(), saved("sd")[1]
     assert not any(key.startswith("text_model.") for key in load_file(path / TEXT_FILE))
     tiny.edit_tensors(path / TEXT_FILE, lambda tensors: {"text_model." + key: t for key, t in tensors.items()})
-    assert same(weights.load(path).texts[0], pipeline.text_encoder)
+    assert same(weights.load(path).texts["text_encoder"], pipeline.text_encoder)
     tiny.edit_tensors(
         path / TEXT_FILE,
         lambda tensors: tensors.update(
@@ -460,7 +460,7 @@ def test_published_and_older_files(broken, saved):
             }
         ),
     )
-    assert same(weights.load(path).texts[0], pipeline.text_encoder)
+    assert same(weights.load(path).texts["text_encoder"], pipeline.text_encoder)
 
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tiny.edit_tensors(
@@ -495,7 +495,7 @@ def test_vae_that_overflows_in_float16_gets_float32(name, changes, expected, bro
     tiny.edit_json(path / "vae/config.json", lambda c: c | changes)
     model = weights.load(path, dtype=torch.float16)
     assert {p.dtype for p in model.vae.parameters()} == {expected}
-    assert {p.dtype for net in (model.unet, *model.texts) for p in net.parameters()} == {torch.float16}
+    assert {p.dtype for net in (model.unet, *model.texts.values()) for p in net.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("rows, careful", [(None, False), (1000, True)])
@@ -544,7 +544,7 @@ weights.load(sys.argv[1])                            # pays for whatever is impo
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")        # the peak begins here
 model = weights.load(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
-held = sum(p.nbytes for net in (model.unet, model.vae, *model.texts) for p in net.parameters())
+held = sum(p.nbytes for net in (model.unet, model.vae, *model.texts.values()) for p in net.parameters())
 print(held, status("VmHWM") - before)
 """
 

@@ -176,7 +176,9 @@ def without_level(tensors):
 def test_variants_load_to_equal_models(model, change, files, changed):
     plain, varied = weights.load(files(model).path), weights.load(changed(model, change))
     assert plain.facts == varied.facts
-    for ours, theirs in zip((plain.unet, plain.vae, *plain.texts), (varied.unet, varied.vae, *varied.texts)):
+    for ours, theirs in zip(
+        (plain.unet, plain.vae, *plain.texts.values()), (varied.unet, varied.vae, *varied.texts.values())
+    ):
         found = theirs.state_dict()
         assert all(torch.equal(tensor, found[name]) for name, tensor in ours.state_dict().items())
 
@@ -255,7 +257,7 @@ def test_networks_alone_in_a_file(name, files, changed):
         },
     )
     whole, network = weights.load(files("sd_turbo").path), weights.load_part(path)
-    expected = {"unet": whole.unet, "vae": whole.vae, "text_encoder": whole.texts[0]}[part]
+    expected = {"unet": whole.unet, "vae": whole.vae, "text_encoder": whole.texts["text_encoder"]}[part]
     found = network.state_dict()
     assert network.config == expected.config
     assert all(torch.equal(tensor, found[key]) for key, tensor in expected.state_dict().items())
@@ -294,7 +296,8 @@ def test_swapped_parts(sd):
     assert relative_l2(model.unet(x, t, context), unet(x, t, context).sample) <= 2e-6
     assert relative_l2(model.vae.decode(x), vae.decode(x).sample) <= 2e-6
     assert torch.equal(
-        model.texts[0].text_model.final_layer_norm.weight, base.texts[0].text_model.final_layer_norm.weight
+        model.texts["text_encoder"].text_model.final_layer_norm.weight,
+        base.texts["text_encoder"].text_model.final_layer_norm.weight,
     )
     assert set(model.files) == {TEXT_FILE, f"{root}/spin/{UNET_FILE}", f"{root}/fix/{Path(VAE_FILE).name}"}
     assert weights.file_hashes(model).keys() == model.files.keys()
@@ -392,7 +395,7 @@ def test_a_note_goes_where_it_belongs(tmp_path):
     """A folder's files can be used alone, and a note that came with older metadata does not stay."""
     model = weights.load(weights.MINIATURE, dtype=None)
     weights.save(model, tmp_path / "folder", metadata={"ldm.facts": '{"steps": 4}', "by": "me"})
-    for part, network in (("unet", model.unet), ("vae", model.vae), ("text_encoder", model.texts[0])):
+    for part, network in (("unet", model.unet), ("vae", model.vae), ("text_encoder", model.texts["text_encoder"])):
         (file,) = (tmp_path / "folder" / part).glob("*.safetensors")
         alone = weights.load_part(file, dtype=None)
         assert alone.config == network.config

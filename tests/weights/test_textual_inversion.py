@@ -32,12 +32,14 @@ CLOSE = 1e-12  # of float64; measured 1e-15
 def model_of(name: str) -> Model:
     texts = tuple(clip_pair(tower)[0] for tower in FAMILIES[name])
     facts = replace(MODELS[name], texts=tuple(text.config for text in texts))
-    return Model(None, None, texts, Tokenizer(), facts)
+    return Model(None, None, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
 
 
 def features(name: str, model: Model, prompts: list[str]) -> list:
     with torch.no_grad():
-        return [read(tower, model.tokenizer, prompts, pad) for tower, pad in zip(model.texts, model.facts.pad_ids)]
+        return [
+            read(tower, model.tokenizer, prompts, pad) for tower, pad in zip(model.texts.values(), model.facts.pad_ids)
+        ]
 
 
 def pipeline_of(name: str, folder: Path) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
@@ -114,7 +116,7 @@ def test_the_model_stays_as_it_was():
     first = add_embedding(model, Embedding("<a>", vectors("sdxl", 3)))
     second = add_embedding(first, Embedding("Bb-2", tuple(-tensor for tensor in vectors("sdxl", 2))))
     assert second.tokenizer.encode("<a> fox bb-2.") == [49408, 49409, 49410, 3240, 49411, 49412, 269]
-    for old, new, tensor in zip(model.texts, second.texts, vectors("sdxl", 3)):
+    for old, new, tensor in zip(model.texts.values(), second.texts.values(), vectors("sdxl", 3)):
         table = "text_model.embeddings.token_embedding.weight"
         olds, news = dict(old.named_parameters()), dict(new.named_parameters())
         assert {key for key in olds if olds[key] is not news[key]} == {table}
@@ -122,21 +124,29 @@ def test_the_model_stays_as_it_was():
         assert len(olds[table]) == 49408 and new.config.vocab == len(news[table]) == 49413
     assert [text.vocab for text in second.facts.texts] == [49413] * 2 and model.tokenizer.added == {}
     assert len(model.tokenizer.encode("<a> fox bb-2.")) == 8
-    longer = replace(model, texts=tuple(copy.deepcopy(text) for text in model.texts))  # rows that no word reaches
-    for text in longer.texts:
+    longer = replace(model, texts=copy.deepcopy(model.texts))  # rows that no word reaches
+    for text in longer.texts.values():
         text.text_model.embeddings.token_embedding = torch.nn.Embedding(49500, text.config.width).double()
     extended = add_embedding(longer, Embedding("<a>", vectors("sdxl", 3)))
     assert extended.tokenizer.encode("<a>") == [49408, 49409, 49410]
-    assert torch.equal(extended.texts[0].text_model.embeddings.token_embedding.weight[49408:], vectors("sdxl", 3)[0])
-    half = replace(model, texts=tuple(copy.deepcopy(text).half() for text in model.texts))
-    table = add_embedding(half, Embedding("<a>", vectors("sdxl", 1))).texts[0].text_model.embeddings.token_embedding
+    assert torch.equal(
+        extended.texts["text_encoder"].text_model.embeddings.token_embedding.weight[49408:], vectors("sdxl", 3)[0]
+    )
+    half = replace(model, texts={part: copy.deepcopy(text).half() for part, text in model.texts.items()})
+    table = (
+        add_embedding(half, Embedding("<a>", vectors("sdxl", 1)))
+        .texts["text_encoder"]
+        .text_model.embeddings.token_embedding
+    )
     assert table.weight.dtype == torch.float16 and not table.weight.requires_grad
 
 
 def test_a_model_with_new_words_is_not_saved(tmp_path):
     """No layout holds them: the model without them and the embedding's own file do."""
     model = weights.load(weights.MINIATURE)
-    word = weights.add_embedding(model, Embedding("cat-toy", (torch.zeros(1, model.texts[0].config.width),), "here"))
+    word = weights.add_embedding(
+        model, Embedding("cat-toy", (torch.zeros(1, model.texts["text_encoder"].config.width),), "here")
+    )
     with pytest.raises(CheckpointError, match="no layout holds added words, 'cat-toy': save the model that"):
         weights.save(word, tmp_path / "model")
     assert not list(tmp_path.iterdir())
@@ -169,7 +179,7 @@ def test_pictures_with_new_words_in_both_prompts(tmp_path):
     """diffusers, from its own files of the miniature: float32, 4 steps."""
     model, pipeline = weights.load(weights.MINIATURE), StableDiffusionPipeline.from_pretrained(weights.MINIATURE)
     pipeline.set_progress_bar_config(disable=True)
-    width, facts = model.texts[0].config.width, model.facts
+    width, facts = model.texts["text_encoder"].config.width, model.facts
     words = {"<apple>": randn(2, width, seed=1).float() / 10, "<bad>": randn(1, width, seed=2).float() / 10}
     for token, tensor in words.items():
         pipeline.load_textual_inversion({token: tensor})
@@ -225,7 +235,7 @@ def test_kinds_of_files(kind, tmp_path):
         model = add_embedding(model_of(name), path)
         count = 1 if kind == "one vector" else 2
         assert model.tokenizer.added == {expected: list(range(49408, 49408 + count))}
-        for text in model.texts:
+        for text in model.texts.values():
             rows = text.text_model.embeddings.token_embedding.weight
             assert (rows[49408:] == 1).all() and len(rows) == text.config.vocab == 49408 + count
         with pytest.raises(CheckpointError, match="is known already: choose another name, as token$"):
