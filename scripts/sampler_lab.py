@@ -25,11 +25,10 @@ from lab.figures import Study, draw_figures
 from lab.measure import Problem, choose_levels, exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
-from ldm import conditioning, guidance, tasks
+from ldm import conditioning, guidance
 from samplers import SAMPLERS, find
-from samplers.denoiser import denoiser
-from samplers.noise import Streams
-from samplers.schedule import noise_table
+from samplers.basics import Streams, denoiser
+from samplers.schedules import noise_table
 
 
 def arguments() -> argparse.Namespace:
@@ -70,22 +69,21 @@ def model_problem(args: argparse.Namespace) -> Problem:
     model = weights.load(args.model or weights.MINIATURE, dtype=DTYPES[args.dtype], device=args.device)
     facts = model.facts
     seeds = [args.seed + k for k in range(args.count or 2)]
-    levels = tasks.noise_levels(facts.noise)
     sizes = conditioning.Sizes(original=(facts.size, facts.size), target=(facts.size, facts.size))
     prompts = [args.prompt] * len(seeds)
     nothing = [None] * len(seeds)
-    cond = conditioning.encode(model.texts, model.tokenizer, facts, prompts, sizes)
+    cond = conditioning.encode(model, prompts, sizes)
     scale = facts.guidance if args.guidance is None else args.guidance
     if scale > 1:
-        uncond = conditioning.encode(model.texts, model.tokenizer, facts, nothing, sizes)
+        uncond = conditioning.encode(model, nothing, sizes)
         network = guidance.classifier_free(model.unet, cond, uncond, scale)
     else:
         network = guidance.condition(model.unet, cond)
     side = facts.size // facts.vae.factor
     noise = Streams(seeds, (facts.vae.latent_channels, side, side), args.device).draw()
     what = f"latents of {args.model or 'the miniature'} for {args.prompt!r}"
-    denoise = denoiser(network, levels, facts.prediction)
-    return Problem(denoise, levels, noise, seeds, what, picture=model.to_image)
+    denoise = denoiser(network, model.levels, facts.prediction)
+    return Problem(denoise, model.levels, noise, seeds, what, picture=model.to_image)
 
 
 def study(args: argparse.Namespace, problem: Problem) -> Study:
@@ -96,8 +94,7 @@ def study(args: argparse.Namespace, problem: Problem) -> Study:
     for schedule, steps in product(schedules, args.steps):
         choose_levels(problem, schedule, steps)
     exact = exact_path(problem, max(16, 2 * max(args.steps)) if problem.picture else 400)
-    noisy = {name for name in samplers if SAMPLERS[name].noise}
-    found = Study(problem, samplers, schedules, args.steps, [], exact, {}, noisy)
+    found = Study(problem, samplers, schedules, args.steps, [], exact, {})
     work = list(product(samplers, schedules, args.steps))
     for name, schedule, steps in tqdm(work, unit="run", disable=None):
         run, states = sample(problem, name, schedule, steps, exact[-1][1])
@@ -109,7 +106,7 @@ def study(args: argparse.Namespace, problem: Problem) -> Study:
 
 def experiment(args: argparse.Namespace, plt: Any) -> None:
     """Sample, measure, and write the figures, the table and the page."""
-    pairs = [name for name in map(find, args.samplers) if SAMPLERS[name].takes_pairs]
+    pairs = [name for name in map(find, args.samplers) if SAMPLERS[name].interpolates]
     if pairs and args.problem == "model":
         raise ValueError(
             f"{', '.join(pairs)}: CFG++ follows no path that an error could be measured from: leave it out, "

@@ -45,21 +45,15 @@ def random_model():
 
     facts = MODELS["sdxl"]
     with torch.device("meta"):
-<<<<<<< HEAD:scripts/bench_load.py
-        networks = [UNet(facts.unet), VAE(facts.vae), *map(CLIPText, facts.texts)]
-    unet, vae, *texts = map(filled, networks)
-    return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
-=======
         unet = UNet(facts.unet)
         vae = VAE(VAES["sdxl"])
-        texts = tuple(CLIPText(cfg) for cfg in facts.texts)
-    for network in (unet, vae, *texts):
+        texts = {part: CLIPText(cfg) for part, cfg in zip(facts.family.towers, facts.texts)}
+    for network in (unet, vae, *texts.values()):
         state = {}
         for name, tensor in network.state_dict().items():
             state[name] = torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
         network.load_state_dict(state, assign=True)
     return Model(unet, vae, texts, Tokenizer(), facts)
->>>>>>> compare:scripts/bench/time_load.py
 
 
 def memory(field: str) -> int:
@@ -138,7 +132,7 @@ def main():
         config = Path(scratch) / "config"
         if not args.model:
             weights.save(random_model(), file)
-        write_facts(config, MODELS["sdxl"], ("text_encoder", "text_encoder_2"))
+        write_facts(config, MODELS["sdxl"])
         runs = {loader: [] for loader in LOADERS}
         for _ in range(args.rounds):
             for loader in LOADERS:

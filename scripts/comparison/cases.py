@@ -119,12 +119,7 @@ def model_cases(
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: give one in the diffusers layout, which diffusers can load too")
     model = weights.load(source, dtype=dtype, device=device, variant=variant)
-<<<<<<< HEAD
-    networks = {"unet": model.unet, "vae": model.vae, **model.texts}
-=======
-    networks: dict[str, Network] = {"unet": model.unet, "vae": model.vae}
-    networks |= dict(zip(TOWERS[model.facts.family], model.texts))
->>>>>>> compare
+    networks: dict[str, Network] = {"unet": model.unet, "vae": model.vae, **model.texts}
     for part in parts or networks:
         if part not in networks:
             raise ValueError(f"{source} has no {part}: its parts are {', '.join(networks)}")
@@ -133,7 +128,7 @@ def model_cases(
         own = next(ours.parameters()).dtype  # float32 for a VAE that overflows in float16
         reference = load_reference(source, part, own, variant).to(device).eval()
         if part == "unet":
-            cond = conditioning.encode(model.texts, model.tokenizer, model.facts, [prompt, None], SIZES)
+            cond = conditioning.encode(model, [prompt, None], SIZES)
             pooled = None if cond.vector is None else cond.vector[:, : model.facts.texts[-1].projection]
             factor = model.facts.vae.factor
             yield unet_case(ours, reference, own, height // factor, width // factor, cond.context, pooled, generator)

@@ -22,7 +22,6 @@ class Study(NamedTuple):
     runs: list[Run]
     exact: measure.Track
     states: dict[str, measure.Track]  # sampler -> its path of shown_steps on the first schedule
-    noisy: set[str]  # samplers that draw noise
 
     @property
     def shown_steps(self) -> int:
@@ -81,7 +80,8 @@ def draw_paths(plt: Any, folder: Path, study: Study, samples: Tensor) -> list[Pa
     files = []
     for k, name in enumerate(study.samplers):
         path = folder / f"paths-{name}.png"
-        count = 4 if name in study.noisy else 14
+        draws_noise = any(isnan(run.error) for run in study.runs if run.sampler == name)
+        count = 4 if draws_noise else 14
         with plots.figure(plt, path, name, height=4.2) as axes:
             plots.paths(axes, study.states[name], study.exact, samples, plots.colour(k), count)
         files.append(path)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lab.mixture import sliced_wasserstein
-from ldm import tasks
-from samplers import SAMPLERS, Sampler
-from samplers.noise import BrownianTree, Streams
+from samplers import SAMPLERS
+from samplers.basics import Levels, Streams, karras
 from samplers.ode import heun
-from samplers.schedule import EDM, NoiseTable, choose, karras
+from samplers.schedules.levels import Convention, choose
 
+TO_SMALLEST = Convention(ends_at_zero=False)  # every run ends at the smallest trained level
 Track = list[tuple[float, Tensor]]  # (sigma, x), from the highest level down
 
 
@@ -20,7 +20,7 @@ class Problem(NamedTuple):
     """Something to sample from unit Gaussian `noise` (b c h w), on its device and in its dtype."""
 
     denoise: Callable[[Tensor, float], Tensor]
-    levels: NoiseTable | EDM
+    levels: Levels
     noise: Tensor
     seeds: list[int]
     what: str  # in words, for the page
@@ -70,37 +70,22 @@ def exact_path(problem: Problem, steps: int) -> Track:
 
 def choose_levels(problem: Problem, schedule: str, steps: int) -> list[float]:
     """Noise levels that end at the smallest trained one. Raises ValueError for an unknown schedule."""
-    sigmas, _ = choose(problem.levels, schedule, steps, ends_at_zero=False)
+    sigmas, _ = choose(problem.levels, schedule, steps, TO_SMALLEST)
     return sigmas
-
-
-def noise_source(problem: Problem, sampler: Sampler, sigmas: list[float]) -> Callable[[float, float], Tensor]:
-    """What a sampler draws from on its way: other numbers than those of the start."""
-    shape = problem.noise.shape[1:]
-    device = problem.noise.device
-    if sampler.noise == "brownian":
-        return BrownianTree(problem.seeds, shape, sigmas[-1] / 2, 2 * sigmas[0], device)
-    return Streams([seed + 1000 for seed in problem.seeds], shape, device)
 
 
 def sample(problem: Problem, name: str, schedule: str, steps: int, exact: Tensor) -> tuple[Run, Track]:
     """One run, and its states. exact: where the exact path ends."""
     sampler = SAMPLERS[name]
     sigmas = choose_levels(problem, schedule, steps)
+    # Other numbers than those of the start
+    streams = Streams([seed + 1000 for seed in problem.seeds], problem.noise.shape[1:], problem.noise.device)
+    source = sampler.noise(streams, sigmas)
+    noise = Counted(streams if source is None else source)
     denoise = Counted(problem.denoise)
-    noise = Counted(noise_source(problem, sampler, sigmas))
-    options = {"table": tasks.trained_table(problem.levels, name)} if sampler.takes_table else {}
-
-    def denoise_pair(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """CFG++ takes the guided and the unguided estimate: without guidance they are one."""
-        x0 = denoise(x, sigma)
-        return x0, x0
-
     x = start(problem, sigmas[0])
-    given = denoise_pair if sampler.takes_pairs else denoise
-    noises = [noise] if sampler.stochastic else []
     states = []
-    for step in sampler.run(given, x, sigmas, *noises, **options):
+    for step in sampler.run(denoise, x, sigmas, noise):
         states.append((step.sigma, x))
         x = step.x
     states.append((sigmas[-1], x))
