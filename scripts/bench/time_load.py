@@ -132,7 +132,7 @@ def main():
         config = Path(scratch) / "config"
         if not args.model:
             weights.save(random_model(), file)
-        write_facts(config, MODELS["sdxl"], ("text_encoder", "text_encoder_2"))
+        write_facts(config, MODELS["sdxl"])
         runs = {loader: [] for loader in LOADERS}
         for _ in range(args.rounds):
             for loader in LOADERS:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lab.mixture import FIVE, Mixture, sliced_wasserstein
 from samplers import ode
-from samplers.mixture import FIVE, Mixture, sliced_wasserstein
-from samplers.spacing import karras
+from samplers.basics import karras
 from support.paths import NO_NETWORK, ROOT
 
 SCRIPT = ROOT / "scripts/sampler_lab.py"
