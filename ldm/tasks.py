@@ -34,6 +34,7 @@ def text_to_image(
     guidance: float | None = None,
     sampler: str | None = None,
     schedule: str | None = None,
+    options: dict | None = None,
     seeds: Sequence[int] = (0,),
     noise: Tensor | None = None,
     sizes: Sizes | None = None,
@@ -75,7 +76,9 @@ def text_to_image(
         chosen.whole_times,
         chosen.ends_at_zero,
     )
-    options = dict(table=trained_table(levels, usual["sampler"])) if chosen.takes_table else {}
+    options = dict(options or {})
+    if chosen.takes_table:
+        options["table"] = trained_table(levels, usual["sampler"])
 
     sizes = sizes or Sizes(original=(height, width), target=(height, width))
     cond = conditioning.encode(model.texts, model.tokenizer, facts, prompts, sizes)
