@@ -7,24 +7,18 @@ A line counts if it is not blank and belongs to a function of this project that 
 included. The model is SDXL's, with tiny widths and random weights: two prompts, guidance, four steps.
 """
 
-import argparse
 import inspect
 import sys
-import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import CodeType, FrameType
 
-import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import weights  # noqa: E402
-from ldm import tasks  # noqa: E402
 from ldm.clip import CLIPText  # noqa: E402
 from ldm.config import CLIPS, MODELS, UNETS, VAES  # noqa: E402
 from ldm.model import Model  # noqa: E402

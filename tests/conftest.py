@@ -33,6 +33,13 @@ SLOW = {  # the files without oracles that take more than 15 s, measured on one 
 }
 
 
+def pytest_ignore_collect(collection_path: Path, config):
+    """With `-m pure`, other files are not even imported: that would take longer than the tests."""
+    if config.option.markexpr == "pure" and collection_path.match("test_*.py") and not is_pure(collection_path):
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if is_pure(item.path) and "script" not in item.fixturenames:
