@@ -31,7 +31,7 @@ from .noise import brownian
 from .schedules.levels import EXACT, Convention
 from .step import Noise, Step
 
-__all__ = ["SAMPLERS", "Sampler", "Step", "find"]
+__all__ = ["INTERPOLATED", "SAMPLERS", "USUAL", "Sampler", "Scale", "Step", "find"]
 
 
 @dataclass(frozen=True)
