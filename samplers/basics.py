@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log, sqrt
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -129,7 +129,8 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         at = getattr(self.network, "at", None)  # an isinstance of Guided takes as long as a small sampler's step
-        return self.estimate(at(sigma) if at else self.network, x, sigma)
+        network: Any = at(sigma) if at else self.network
+        return self.estimate(network, x, sigma)
 
     def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The estimates with guidance and without the prompt, as CFG++ needs them. A network without guidance makes
