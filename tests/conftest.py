@@ -82,6 +82,8 @@ def script():
 
     def run(name: str, *args, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "scripts" / name), *map(str, args)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=1800
+        )  # of a program that hangs, on however busy a machine
 
     return run
