@@ -1,6 +1,7 @@
 """scripts/txt2img.py as a user runs it, on the small model that ships."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
