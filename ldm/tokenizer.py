@@ -132,7 +132,8 @@ class Tokenizer:
         SDXL's first tower, 0 for SD2 and SDXL's second."""
         if isinstance(texts, str):
             raise TypeError("the tokenizer takes a list of texts, not one str")
-        rows, room = [self.encode(text, pad_id) for text in texts], self.length - 2
+        rows = [self.encode(text, pad_id) for text in texts]
+        room = self.length - 2  # beside BOS and EOT
         ids = torch.full((len(rows), self.length), pad_id)
         for i, row in enumerate(rows):
             kept = [BOS, *row[:room], EOT]

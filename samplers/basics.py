@@ -145,7 +145,7 @@ class Denoiser:
         c_skip, c_out, c_in = self.levels.scaling(sigma, self.prediction)
         t = self.times[sigma] if sigma in self.times else self.levels.t(sigma)
         out = network(x * c_in, t).to(x.dtype)
-        return c_skip * x + c_out * out
+        return (c_skip * x).add(out, alpha=c_out)
 
 
 def denoiser(
