@@ -41,11 +41,13 @@ def uni_pc(
 
 
 class Predicted(NamedTuple):
-    """A step as it was predicted: where it started, the noise that it added (None for none), and eta of its SDE."""
+    """A step as it was predicted: where it started, the noise that it added (None for none), eta of its SDE, and where
+    it ended."""
 
     start: Tensor
     noise: Tensor | None
     eta: float
+    end: Tensor
 
 
 def sa_solver(
@@ -71,7 +73,7 @@ def sa_solver(
     """
     steps = len(sigmas) - 1
     x0s = []  # newest first
-    last = Predicted(x, None, 0.0)
+    last = Predicted(x, None, 0.0, x)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
 
@@ -81,22 +83,25 @@ def sa_solver(
             count = min(count, steps - i + 2)
         if i > 0 and count > 0 and sigma < sigmas[i - 1]:
             nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
+            moved = x - last.end  # by the caller, who may have changed Step.x; else 0
             x = weighted(exponential(sigmas[i - 1], sigma, nodes, last.eta, second), [last.start, x0, *x0s])
             if last.noise is not None:
                 x = x.add_(last.noise)
+            x = x.add_(moved)
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
 
         # Predict the next one.
         strength = tau if isinstance(tau, int | float) else tau(sigma)
-        last = Predicted(x, None, strength**2)
+        last = Predicted(x, None, strength**2, x)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
         x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [last.start, *x0s])
         if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
             drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
             last = last._replace(noise=drawn)
             x.add_(drawn)
+        last = last._replace(end=x.clone())
         yield Step(i, sigma, x, x0)
 
 
