@@ -41,11 +41,13 @@ def uni_pc(
 
 
 class Predicted(NamedTuple):
-    """A step as it was predicted: where it started, the noise that it added (None for none), and eta of its SDE."""
+    """A step as it was predicted: where it started, the noise that it added (None for none), eta of its SDE, and where
+    it ended."""
 
     start: Tensor
     noise: Tensor | None
     eta: float
+    end: Tensor
 
 
 def sa_solver(
@@ -70,23 +72,25 @@ def sa_solver(
     short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
     """
     x0s = []  # newest first
-    last = Predicted(x, None, 0.0)
+    last = Predicted(x, None, 0.0, x)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         count = corrector_estimates(sigmas, i, corrector, short)
         if count > 0:
-            x = correct(last, sigmas, i, [x0, *x0s], count, second)
+            moved = x - last.end  # by the caller, who may have changed Step.x; else 0
+            x = correct(last, sigmas, i, [x0, *x0s], count, second).add_(moved)
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
         strength = tau if isinstance(tau, int | float) else tau(sigma)
-        last = Predicted(x, None, strength**2)
+        last = Predicted(x, None, strength**2, x)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
         x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [x, *x0s])
         if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
             drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
             last = last._replace(noise=drawn)
             x = x.add_(drawn)
+        last = last._replace(end=x.clone())
         yield Step(i, sigma, x, x0)
 
 

@@ -32,11 +32,14 @@ def singlestep(
     """
     check_order(order, 3)
     start = x
+    end = x  # of the step before, as it was yielded
     top = sigmas[0]
     levels = []  # of this block, newest first, and the estimates there
     x0s = []
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
+        # What the caller added to Step.x grows with the level where it is carried back to the start of the block.
+        start = start.add(x - end, alpha=(top / sigma) ** (1 + eta))
         if i % order == 0 or sigma_next == 0:
             start = x
             top = sigma
@@ -51,6 +54,7 @@ def singlestep(
         rule = second if i % order == 1 else third
         x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *x0s])
         x = renoise(x, s_noise * noise_std(top, sigma_next, eta), noise, sigma, sigma_next)
+        end = x.clone()
         yield Step(i, sigma, x, x0)
 
 
@@ -202,7 +206,7 @@ def seeds_2(
             x = weighted(exponential(sigma, sigma_next, [0.0, r], eta, second), [x, x0, denoise(y, middle)])
             x = x + s_noise * sigma_next * path_noise(path, middle, sigma_next, eta, noise)
         else:
-            x = x0
+            x = x0.clone()  # the caller may change either
         yield Step(i, sigma, x, x0)
 
 
@@ -231,7 +235,7 @@ def seeds_3(
             x = weighted(exponential(sigma, sigma_next, [0.0, r2], eta), [x, x0, denoise(y, middle)])
             x = x + s_noise * sigma_next * path_noise(path, middle, sigma_next, eta, noise)
         else:
-            x = x0
+            x = x0.clone()
         yield Step(i, sigma, x, x0)
 
 
