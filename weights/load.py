@@ -1,4 +1,4 @@
-"""A checkpoint, wherever it lies and in whichever layout -> ldm.model.Model, or one of its networks alone.
+"""A checkpoint, wherever it lies and in whichever layout: described, or read into ldm.model.Model or one network of it.
 
 Loading is strict: every tensor of every file has its place in a network, or is on a list of known extras, or is an
 error. A file's tensors stay in the file, mapped into memory, unless the dtype asked for is another.
@@ -7,8 +7,9 @@ error. A file's tensors stay in the file, mapped into memory, unless the dtype a
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,20 +18,18 @@ from torch import nn
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 
-from .alone import read_part
-from .disk import opened
-from .errors import CheckpointError
-from .fill import account, empty, fill, stored_dtype, uncollected
-from .folder import read_folder
-from .hub_files import model_files, part_files
-from .parts import Checkpoint
-from .recognize import recognize
-from .swap import swapped
+from .checkpoint import PARTS, Checkpoint, Part, Places, build, fill, match_tensors
+from .disk.safetensors import FLOATS, read_stored
+from .disk.settings import opened
+from .errors import CheckpointError, shown
+from .hub.wanted import model_files, part_files
+from .layouts import diffusers, one_network, single_file
+from .layouts.landmarks import whole_models
+from .swap import swap
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@uncollected()
 def load(
     source: str | Path,
     dtype: torch.dtype | str | None = torch.float32,
@@ -44,15 +43,11 @@ def load(
     ema: bool = False,
     check_finite: bool = True,
 ) -> Model:
-    """The model in a folder of diffusers' layout, a single .safetensors file or a repository of the Hugging Face hub
-    ("owner/name", or "owner/name/file.safetensors"), frozen and in evaluation mode.
+    """Read the checkpoint that `describe` finds, whose arguments these are; frozen and in evaluation mode.
 
     dtype: of all networks; None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE that
     overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32 in its place.
     "stored" leaves each tensor in the dtype of its file, to be saved again.
-    variant: "fp16" takes the files named so. revision: a branch, tag or commit of the repository. offline: only what
-    was downloaded before. unet, vae: the source of another UNet or VAE to put in place of the model's own.
-    prediction: "eps" or "v", for a file that does not say which. ema: a single file's averaged UNet.
     On the CPU, tensors that have the dtype in the file stay there until they are used: leave the files as they are
     meanwhile.
 
@@ -61,46 +56,27 @@ def load(
     """
     if dtype not in (None, "stored", *DTYPES):
         raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
-    if prediction not in (None, "eps", "v"):
-        raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
-    swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
-    path, commit = located(source, lambda names: model_files(names, variant, swaps), revision, offline)
-    checkpoint = read_checkpoint(path, variant, prediction, ema, without=swaps)
-    for guess in checkpoint.guesses:
-        warnings.warn(f"{path}: {guess}", stacklevel=3)  # through the decorator
-    roots, revisions = dict.fromkeys(checkpoint.parts, (path, "")), {str(source): commit} if commit else {}
-    for part, other in swaps.items():
-        place, commit = located(other, lambda names, part=part: part_files(names, part, variant), None, offline)
-        checkpoint = swapped(checkpoint, part, place, variant)
-        roots[part], revisions = (place, str(other)), revisions | ({str(other): commit} if commit else {})
-
-    ordered = ("unet", "vae", "text_encoder", "text_encoder_2")
-    parts = {name: checkpoint.parts[name] for name in ordered if name in checkpoint.parts}
-    networks = {name: empty(part) for name, part in parts.items()}
-    places = {name: account(networks[name], part) for name, part in parts.items()}  # before any is read
+    checkpoint = describe(source, variant, revision, offline, unet, vae, prediction, ema)
+    for warning in checkpoint.warnings:
+        warnings.warn(f"{checkpoint.path}: {warning}", stacklevel=2)
+    networks = {name: build(part) for name, part in checkpoint.parts.items()}
+    places = {name: match_tensors(networks[name], part) for name, part in checkpoint.parts.items()}
     dtypes = choose_dtypes(checkpoint, places, dtype)
-    for name, network in networks.items():
+    for name, network in networks.items():  # every part was matched before the first is read
         fill(network, places[name], dtypes[name], torch.device(device), check_finite)
-
-    files = {}
-    for name, (root, label) in roots.items():
-        for file in sorted({place.held.file for place in places[name].values()}):
-            short = file.relative_to(root).as_posix() if root.is_dir() else file.name
-            files["/".join([label, short] if label else [short])] = file
     facts = checkpoint.facts
     return Model(
-        networks.pop("unet"),
-        networks.pop("vae"),
-        networks,
-        Tokenizer(length=facts.texts[0].length),
-        facts,
-        str(source),
-        files,
-        revisions,
+        unet=networks["unet"],
+        vae=networks["vae"],
+        texts={tower: networks[tower] for tower in facts.family.towers},
+        tokenizer=Tokenizer(length=facts.texts[0].length),
+        facts=facts,
+        source=str(source),
+        files=name_files(checkpoint, places),
+        revisions=checkpoint.revisions,
     )
 
 
-@uncollected()
 def load_part(
     source: str | Path,
     part: str | None = None,
@@ -111,64 +87,133 @@ def load_part(
     offline: bool = False,
     check_finite: bool = True,
 ) -> nn.Module:
-    """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
-    its own folder, a file with just its tensors, a repository of either kind. part: needed where there are several.
+    """Read the network that `describe_part` finds, whose arguments these are: an ldm UNet, VAE, TinyVAE or CLIPText.
 
-    Returns an ldm UNet, VAE, TinyVAE or CLIPText. Raises CheckpointError; the arguments are those of `load`.
+    dtype: None takes that of its file; see `load`. Raises CheckpointError.
     """
-    path, _ = located(source, lambda names: part_files(names, part, variant), revision, offline)
-    found = read_part(path, part, variant)
-    network = empty(found)
-    places = account(network, found)
+    found = describe_part(source, part, variant, revision, offline)
+    network = build(found)
+    places = match_tensors(network, found)
     if dtype is None:
-        dtype = stored_dtype(places, next(iter(places)))
+        dtype = stored_dtype(places)
     fill(network, places, None if dtype == "stored" else dtype, torch.device(device), check_finite)
     return network
 
 
-def located(
+def describe(
+    source: str | Path,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    unet: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+) -> Checkpoint:
+    """The model in a folder of diffusers' layout, a single .safetensors file or a repository of the Hugging Face hub
+    ("owner/name", or "owner/name/file.safetensors"): its facts and parts, what decided, and what is left out. Only
+    headers and a few small tensors are read.
+
+    variant: "fp16" takes the files named so. revision: a branch, tag or commit of the repository. offline: only what
+    was downloaded before. unet, vae: the source of another UNet or VAE to put in place of the model's own.
+    prediction: "eps" or "v", for a file that does not say which. ema: a single file's averaged UNet.
+    Raises CheckpointError for whatever is wrong with the files.
+    """
+    if prediction not in (None, "eps", "v"):
+        raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
+    swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
+    path, commit = locate(source, partial(model_files, variant=variant, without=swaps), revision, offline)
+    if single_file.matches(path):
+        checkpoint = single_file.read(path, prediction, ema)
+    elif ema:
+        raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
+    else:
+        checkpoint = diffusers.read(path, variant, prediction, without=swaps)
+    revisions = {str(source): commit}
+    for name, other in swaps.items():
+        place, commit = locate(other, partial(part_files, part=name, variant=variant), None, offline)
+        part = replace(describe_part(place, name, variant), root=place, label=str(other))
+        checkpoint = swap(checkpoint, name, part, place)
+        revisions[str(other)] = commit
+    return replace(checkpoint, revisions={name: commit for name, commit in revisions.items() if commit})
+
+
+def describe_part(
+    source: str | Path,
+    part: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Part:
+    """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
+    its own folder, a file with just its tensors, a repository of either kind. part: needed where there are several.
+
+    The other arguments are those of `describe`. Raises CheckpointError where it is not there.
+    """
+    if part not in (None, *PARTS):
+        raise CheckpointError(f"unknown part {shown(part)}: choose one of {', '.join(PARTS)}")
+    path, _ = locate(source, partial(part_files, part=part, variant=variant), revision, offline)
+    if path.is_dir():
+        return one_network.read_folder(path, part, variant)
+    if not whole_models(read_stored(path)):
+        return one_network.read_file(path, part)
+    checkpoint = single_file.read(path)
+    if part not in checkpoint.parts:
+        raise CheckpointError(f"{path} is a whole model: choose its part, it has {', '.join(checkpoint.parts)}")
+    return replace(checkpoint.parts[part], metadata=checkpoint.metadata)
+
+
+def locate(
     source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False
 ) -> tuple[Path, str]:
-    """Where a source lies on this machine, and the commit of the repository that it came from, if any."""
+    """Where a source lies on this machine, and the commit of the repository that it came from, or "".
+
+    wanted: chooses from the names of all files of a repository those that are needed, as `one_file` does.
+    """
     path = Path(source)
     if os.path.lexists(path):  # which has no error for a name that is too long
         return path, ""
-    from . import hub  # a third of the time that importing this package would take
+    from .hub import download  # importing the hub's client takes a third of the time of importing this package
 
-    if not hub.is_repo(str(source)):
+    if not download.is_repo(str(source)):
         raise CheckpointError(
             f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
             "the name of a repository, owner/name"
         )
-    fetched = hub.fetch(str(source), wanted, revision, offline)
+    fetched = download.fetch(str(source), wanted, revision, offline)
     return fetched.path, fetched.commit
 
 
-def read_checkpoint(
-    path: Path,
-    variant: str | None = None,
-    prediction: str | None = None,
-    ema: bool = False,
-    without: Collection[str] = (),
-) -> Checkpoint:
-    """What lies at a path, described and not yet read. without: parts of a folder that may be missing."""
-    if not path.is_dir():
-        return recognize(path, prediction, ema)
-    if ema:
-        raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
-    checkpoint = read_folder(path, variant, without)
-    return replace(checkpoint, facts=replace(checkpoint.facts, prediction=prediction or checkpoint.facts.prediction))
-
-
-def choose_dtypes(checkpoint: Checkpoint, places: dict, dtype: torch.dtype | str | None) -> dict:
+def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: torch.dtype | str | None) -> dict:
     """By part; None leaves each tensor as it is."""
     if dtype == "stored":
         return dict.fromkeys(places)
-    own = {part: stored_dtype(places[part], next(iter(places[part]))) for part in ("unet", "vae")} if not dtype else {}
-    dtypes = {part: dtype or own.get(part, own.get("unet")) for part in places}
+    dtypes = dict.fromkeys(places, dtype or stored_dtype(places["unet"]))
+    if dtype is None:
+        dtypes["vae"] = stored_dtype(places["vae"])
     if dtypes["vae"] == torch.float16 and checkpoint.facts.careful_vae:
         dtypes["vae"] = torch.float32
     return dtypes
+
+
+def stored_dtype(places: Places) -> torch.dtype:
+    """That of a part's first tensor, to stand for all."""
+    held = next(iter(places.values())).held
+    if held.entry.dtype not in ("F64", "F32", "F16", "BF16"):
+        raise CheckpointError(
+            f"{held.file}: {held.key} is of type {held.entry.dtype}, in which nothing can be computed: choose a dtype"
+        )
+    return FLOATS[held.entry.dtype]
+
+
+def name_files(checkpoint: Checkpoint, places: Mapping[str, Places]) -> dict[str, Path]:
+    """The weight files that were read, by the names they have in their folder; behind the source of a swapped part."""
+    files = {}
+    for name, part in checkpoint.parts.items():
+        for file in sorted({place.held.file for place in places[name].values()}):
+            short = file.relative_to(part.root).as_posix() if part.root.is_dir() else file.name
+            files[f"{part.label}/{short}" if part.label else short] = file
+    return files
 
 
 def file_hashes(model: Model) -> dict[str, str]:

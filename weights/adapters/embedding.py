@@ -15,8 +15,8 @@ from ldm.clip import CLIPText
 from ldm.config import FAMILIES
 from ldm.model import Model
 
-from .errors import CheckpointError, listed, shown
-from .lora_files import read_all
+from ..errors import CheckpointError, listed, shown
+from .read import read_all
 
 UNNAMED = "emb_params"
 PAIR = ("clip_l", "clip_g")  # of SDXL's towers, in published order

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 
-from .settings import Settings, is_number
+from ..disk.settings import Settings, is_number
 
 FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
