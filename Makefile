@@ -1,21 +1,44 @@
-PYTHON ?= python3
-PROMPT ?= a red apple
-ARGS   ?=
+PYTHON    ?= python3
+PROMPT    ?= a red apple
+ARGS      ?=
+K         ?=
+WORKERS   ?= 2
 PROCESSES ?= 2
-RUN    := .venv/bin/python
+RUN       := .venv/bin/python
+PYTEST    := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
-export PROMPT             # the shell reads it from there, so quotes in it do no harm
+export PROMPT K           # the shell reads them from there, so quotes in them do no harm
 
-.PHONY: image test miniature clean
+.PHONY: help image test check lint types notebooks wheel miniature clean
+
+help:                       ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 image: .venv/core           ## draw PROMPT with the small model that ships; more flags in ARGS
 	$(RUN) scripts/txt2img.py --prompt "$$PROMPT" $(ARGS)
 
-test: .venv/test            ## all tests, on CPU and without network
+test: .venv/test            ## all tests, on CPU and without network; K="euler and not sde" for a part; WORKERS: processes
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(PYTEST) -k "$$K"
 
-miniature: .venv/train    ## train the small model again, from its pictures to its card; PROCESSES: one per core or GPU
+check: lint types           ## before each commit, under a minute: format, lint, types, and the tests that are quick
+	$(PYTEST) -q -m pure --durations 0 --durations-min 5
+
+lint: .venv/test            ## format and lint
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+types: .venv/test           ## the type checker
+	$(RUN) -m ty check
+
+notebooks: .venv/core       ## docs/notebooks/ again, from their pages
+	$(RUN) scripts/notebooks.py
+
+wheel: .venv/core           ## what pip installs, as a file in dist/
+	rm -rf build            # a file that was deleted from the tree may still lie there
+	$(RUN) -m pip wheel -q --no-deps --wheel-dir dist .
+
+miniature: .venv/train      ## train the small model again, from its pictures to its card; PROCESSES: one per core or GPU
 	$(RUN) scripts/miniature/data.py
 	$(RUN) scripts/miniature/train_vae.py
 	$(RUN) -m torch.distributed.run --nproc-per-node $(PROCESSES) scripts/miniature/train_unet.py
@@ -23,8 +46,8 @@ miniature: .venv/train    ## train the small model again, from its pictures to i
 	$(RUN) scripts/miniature/evaluate.py
 	$(RUN) scripts/miniature/card.py
 
-clean:
-	rm -rf .venv build outputs
+clean:                      ## remove .venv, build, dist and outputs
+	rm -rf .venv build dist outputs
 
 .venv/python:
 	$(PYTHON) -m venv .venv

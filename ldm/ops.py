@@ -2,11 +2,14 @@
 
 Letters: b batch, n image or text tokens, m keys, d width of one head, c channels.
 `with ops.backend("reference"): ...` runs every network in the block through the reference, "triton" through the kernels
-of ldm/kernels. Gradients are taken inside the block too: checkpointing computes parts of the forward pass again.
+of ldm/kernels.
 """
 
 import math
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -14,33 +17,67 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 BACKENDS = ("reference", "torch", "triton")
-_backend = "torch"
+_backend = ContextVar("ldm.ops.backend", default="torch")
 
 
 @contextmanager
-def backend(name: str):
+def backend(name: str) -> Generator[None]:
     """Choose the implementation of every operation inside the block; the previous one returns at its end.
+
+    The choice holds in this thread and in this asyncio task. Other threads have their own, "torch" at first; a task
+    starts with the choice of the code that made it.
+
+    Gradients: the backward pass of an operation belongs to the implementation that ran forward, wherever `backward()`
+    is called. Only checkpointing runs operations again, and it asks for the backend again. PyTorch does that for CPU
+    tensors in the thread that called `backward()`, and for CUDA tensors in a thread of its own, which no block
+    reaches. `keep_backend` makes both right.
 
     Raises ValueError for a name that is not in BACKENDS.
     """
-    global _backend
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    previous, _backend = _backend, name
+    token = _backend.set(name)
     try:
         yield
     finally:
-        _backend = previous
+        _backend.reset(token)
+
+
+def keep_backend() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The contexts of a checkpoint that runs forward again on the backend that it ran on first, in any thread.
+
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=ops.keep_backend)
+    """
+    return nullcontext(), KeptBackend(_backend.get())
+
+
+class KeptBackend(AbstractContextManager):
+    """`backend(name)` for several blocks in turn: each backward pass through a checkpoint opens it again."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.block = backend(self.name)
+        self.block.__enter__()
+
+    def __exit__(self, *error) -> None:
+        self.block.__exit__(*error)
+
+
+def triton_kernels() -> ModuleType:
+    """ldm.kernels. Imported with the first call, because triton is slow to import and missing on some machines."""
+    from . import kernels
+
+    return kernels
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Softmax attention (arXiv 1706.03762): q (b heads n d), k and v (b heads m d) -> (b heads n d)."""
-    if _backend == "reference":
+    if _backend.get() == "reference":
         return attention_reference(q, k, v, causal)
-    if _backend == "triton":
-        from .kernels.attention import attention as fused
-
-        return fused(q, k, v, causal)
+    if _backend.get() == "triton":
+        return triton_kernels().attention.attention(q, k, v, causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
@@ -73,61 +110,63 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor 
 
     shift (b c), such as the time embedding, is added to x first.
     """
-    if _backend == "triton":
-        from .kernels.group_norm import group_norm as fused
-
-        return fused(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift)
+    if _backend.get() == "reference":
+        return group_norm_reference(x, norm, silu, shift)
+    if _backend.get() == "triton":
+        return triton_kernels().group_norm.group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift)
     if shift is not None:
         x = x + rearrange(shift, "b c -> b c 1 1")
-    if _backend == "reference":
-        x = group_norm_reference(x, norm)
-        return x * x.sigmoid() if silu else x
     x = norm(x)
     return F.silu(x) if silu else x
 
 
-def group_norm_reference(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+def group_norm_reference(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor | None = None) -> Tensor:
+    if shift is not None:
+        x = x + rearrange(shift, "b c -> b c 1 1")
     groups = rearrange(x, "b (g c) h w -> b g (c h w)", g=norm.num_groups)
     mean = groups.mean(-1, keepdim=True)
     var = (groups - mean).square().mean(-1, keepdim=True)
-    groups = (groups - mean) / (var + norm.eps).sqrt()
-    x = groups.reshape(x.shape)
-    return x * rearrange(norm.weight, "c -> c 1 1") + rearrange(norm.bias, "c -> c 1 1")
+    x = ((groups - mean) / (var + norm.eps).sqrt()).reshape(x.shape)
+    x = x * rearrange(norm.weight, "c -> c 1 1") + rearrange(norm.bias, "c -> c 1 1")
+    return x * x.sigmoid() if silu else x
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Layer normalisation (arXiv 1607.06450) over the last axis with the parameters of `norm`."""
-    if _backend == "reference":
-        mean = x.mean(-1, keepdim=True)
-        var = (x - mean).square().mean(-1, keepdim=True)
-        return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
-    if _backend == "triton":
-        from .kernels.layer_norm import layer_norm as fused
-
-        return fused(x, norm.weight, norm.bias, norm.eps)
+    if _backend.get() == "reference":
+        return layer_norm_reference(x, norm)
+    if _backend.get() == "triton":
+        return triton_kernels().layer_norm.layer_norm(x, norm.weight, norm.bias, norm.eps)
     return norm(x)
+
+
+def layer_norm_reference(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    var = (x - mean).square().mean(-1, keepdim=True)
+    return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """x + residual, and the layer normalisation of that: one pass over memory where the backend can."""
-    if _backend == "triton":
-        from .kernels.layer_norm import add_layer_norm as fused
-
-        return fused(x, residual, norm.weight, norm.bias, norm.eps)
+    if _backend.get() == "triton":
+        return triton_kernels().layer_norm.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
     x = x + residual
     return x, layer_norm(x, norm)
 
 
 def geglu(x: Tensor) -> Tensor:
     """Gated GELU (arXiv 2002.05202): the first half of the last axis times gelu of the second, the erf form."""
-    if _backend == "triton":
-        from .kernels.geglu import geglu as fused
-
-        return fused(x)
+    if _backend.get() == "reference":
+        return geglu_reference(x)
+    if _backend.get() == "triton":
+        return triton_kernels().geglu.geglu(x)
     value, gate = x.chunk(2, dim=-1)
-    if _backend == "reference":
-        return value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
     return value * F.gelu(gate)
+
+
+def geglu_reference(x: Tensor) -> Tensor:
+    value, gate = x.chunk(2, dim=-1)
+    return value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
 
 
 def sinusoid(values: Tensor, width: int) -> Tensor:

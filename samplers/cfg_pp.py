@@ -1,42 +1,78 @@
 """CFG++ (arXiv 2406.08070): the guided estimate is where to go, the noise that remains is that of the unguided one.
 
-Here denoise(x, sigma) returns both, (x0, free): the clean estimate with guidance and that without the prompt. The
-guidance scale is an interpolation, 0 to 1; A1111 takes a usual scale divided by 12.5. With x0 = free all are samplers
-of the plain kind.
+denoise.pair(x, sigma) returns both: the clean estimate with guidance and that without the prompt. A plain function has
+one estimate, and all are samplers of the plain kind then. The guidance scale is an interpolation, 0 to 1; A1111 takes a
+usual scale divided by 12.5.
 """
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import log
+from typing import Protocol, runtime_checkable
 
+from torch import Tensor
+
+from .basics import Denoise
 from .coefficients import ancestral, remembered
-from .step import Step, stir
+from .step import Noise, Step, renoise
 
 
-def euler_cfg_pp(denoise, x, sigmas, noise=None, *, eta=0.0, s_noise=1.0):
+@runtime_checkable
+class HasPair(Protocol):
+    """A denoiser that can tell both estimates."""
+
+    def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]: ...
+
+
+def both_estimates(denoise: Denoise | HasPair, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """(x0 with guidance, x0 without the prompt)."""
+    if isinstance(denoise, HasPair):
+        return denoise.pair(x, sigma)
+    x0 = denoise(x, sigma)
+    return x0, x0
+
+
+def euler_cfg_pp(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+) -> Iterator[Step]:
     """Euler; DDIM CFG++ under another name."""
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        x0, free = denoise(x, sigma)
-        down, up = ancestral(sigma, lower, eta)
-        x = stir(x0.add(x - free, alpha=down / sigma), s_noise * up, noise, sigma, lower)
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0, unguided = both_estimates(denoise, x, sigma)
+        sigma_down, sigma_up = ancestral(sigma, sigma_next, eta)
+        x = x0.add(x - unguided, alpha=sigma_down / sigma)
+        x = renoise(x, s_noise * sigma_up, noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
 
-def euler_ancestral_cfg_pp(denoise, x, sigmas, noise, *, eta=1.0, s_noise=1.0):
+def euler_ancestral_cfg_pp(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Iterator[Step]:
+    """euler_cfg_pp to the level below, then noise."""
     return euler_cfg_pp(denoise, x, sigmas, noise, eta=eta, s_noise=s_noise)
 
 
-def dpmpp_2m_cfg_pp(denoise, x, sigmas, *, mixed=False):
-    """DPM-Solver++(2M), which extrapolates the unguided estimate; first order into sigma 0.
-
-    mixed: take its difference from the guided one, as ComfyUI does, so that the guidance grows with every step.
-    """
-    previous = None
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        x0, free = denoise(x, sigma)
-        q = lower / sigma
-        target = x0.add(x - free, alpha=q)
-        if 0 < lower < sigma and remembered(sigmas, i) > 1:
-            weight = (1 - q) * log(sigma / lower) / log(sigmas[i - 1] / sigma) / 2
-            target = target.add((x0 if mixed else free) - previous, alpha=weight)
-        x, previous = target, free
+def dpmpp_2m_cfg_pp(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None) -> Iterator[Step]:
+    """DPM-Solver++(2M), which extrapolates the unguided estimate; first order into sigma 0."""
+    previous = x
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0, unguided = both_estimates(denoise, x, sigma)
+        q = sigma_next / sigma
+        target = x0.add(x - unguided, alpha=q)
+        if 0 < sigma_next < sigma and remembered(sigmas, i) > 1:
+            weight = (1 - q) * log(sigma / sigma_next) / log(sigmas[i - 1] / sigma) / 2
+            target = target.add(unguided - previous, alpha=weight)
+        x = target
+        previous = unguided
         yield Step(i, sigma, x, x0)

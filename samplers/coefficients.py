@@ -1,34 +1,44 @@
 """The numbers in the samplers' formulas: closed forms in Python's floats, computed from the noise levels alone.
 
-A step from sigma down to `lower` has the length h = log(sigma / lower) on the axis of the exponential integrators,
-lambda = -log sigma. Inside a step u runs from 0 at sigma to 1 at `lower`; earlier levels have u < 0.
+A step from sigma down to sigma_next has the length h = log(sigma / sigma_next) on the axis of the exponential
+integrators, lambda = -log sigma. Inside a step u runs from 0 at sigma to 1 at sigma_next; earlier levels have u < 0.
 
 A method of higher order draws a polynomial through the estimates it has, at the nodes u, and integrates it over the
 step. All of them are one rule, `quadrature`, with the moments of their weight function: 1, 1/2, 1/3, ... for the slope
 in sigma (Adams-Bashforth, LMS), `moments(h)` for the clean estimate in lambda (DPM-Solver++, UniPC, SA-Solver, RES,
-SEEDS) and lower * `moments(-h)` for the slope in lambda (DPM-Solver, DEIS). Where publishers replaced a weight by one
-that is equal up to higher powers of h, or by a wrong one, a moment differs: `adjusted`.
+SEEDS) and sigma_next * `moments(-h)` for the slope in lambda (DPM-Solver, DEIS).
+
+DPM-Solver++(2M) by hand, for a step from 2 to 1 after one from 4:
+
+    h = log(2 / 1)                                  # length of this step; the one before is as long
+    nodes = [0.0, -1.0]                             # this estimate, and the one before
+    m = midpoint(moments(h, 2), h)                  # [1/2, 1/4]: the second moment is half of the first
+    quadrature(nodes, m)                            # [3/4, -1/4], so x' = x / 2 + 3/4 x0 - 1/4 x0_before
+
+Where publishers replaced a moment by one that is equal up to higher powers of h, a `rule` says so: a function
+(moments, h) -> moments, or its name in RULES.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import expm1, factorial, inf, log, sqrt
 
 UNIFORM = (1.0, 1 / 2, 1 / 3, 1 / 4)  # moments of a constant weight
-SECONDS = ("exact", "midpoint", "bh1", "bh2")
-THIRDS = ("exact", "published", "diffusers_sde", "diffusers_sde_singlestep")
+
+Rule = Callable[[list[float], float], list[float]]
 
 
-def ancestral(sigma: float, lower: float, eta: float) -> tuple[float, float]:
-    """(down, up): the ODE goes to level `down`, then up * noise brings it to `lower`; down^2 + up^2 = lower^2.
+def ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """(sigma_down, sigma_up): the ODE goes to level sigma_down, then sigma_up * noise brings it to sigma_next;
+    sigma_down^2 + sigma_up^2 = sigma_next^2.
 
     eta 0 adds no noise, eta 1 as much as a step of the trained noising process did.
     """
-    share = min(1.0, eta**2 * max(0.0, 1 - (lower / sigma) ** 2))  # of the variance at `lower` that is new
-    return lower * sqrt(1 - share), lower * sqrt(share)
+    share = min(1.0, eta**2 * max(0.0, 1 - (sigma_next / sigma) ** 2))  # of the variance at sigma_next that is new
+    return sigma_next * sqrt(1 - share), sigma_next * sqrt(share)
 
 
-def length(sigma: float, lower: float) -> float:
-    return log(sigma / lower) if lower > 0 else inf
+def length(sigma: float, sigma_next: float) -> float:
+    return log(sigma / sigma_next) if sigma_next > 0 else inf
 
 
 def moments(h: float, count: int) -> list[float]:
@@ -56,57 +66,77 @@ def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
         lagrange = [1.0]  # coefficients of the polynomial that is 1 at this node and 0 at the others, constant first
         for other in nodes:
             if other != node:
-                lagrange = [
-                    (low - other * high) / (node - other) for low, high in zip([0.0, *lagrange], [*lagrange, 0.0])
-                ]
+                shifted = zip([0.0, *lagrange], [*lagrange, 0.0])
+                lagrange = [(low - other * high) / (node - other) for low, high in shifted]
         weights.append(sum(c * m for c, m in zip(lagrange, moments)))
     return weights
 
 
-def adjusted(moments: list[float], h: float, second: str, third: str) -> list[float]:
-    """Moments as publishers have them; "exact" changes nothing.
+# Rules: moments as publishers have them
 
-    second, for two nodes only: "midpoint" (DPM-Solver) or "bh2" (UniPC) is half the first moment, "bh1" is h / 2.
-    third: "published" is half the exact one, as every DPM-Solver(3M) and DPM-Solver++(3M) has it, which leaves them
-    the second order. "diffusers_sde" is that with the wrong sign that diffusers 0.42 gives a term of its SDE, and
-    "diffusers_sde_singlestep" the exact one with it. Raises ValueError for other names.
-    """
-    for moment, name, names in (("second", second, SECONDS), ("third", third, THIRDS)):
-        if name not in names:
-            raise ValueError(f"unknown {moment} moment {name!r}: choose one of {', '.join(names)}")
-    if len(moments) == 2 and second != "exact":
-        return [moments[0], (h if second == "bh1" else moments[0]) / 2]
-    if len(moments) < 3:
-        return moments
-    match third:
-        case "exact":
-            return moments
-        case "published":
-            return [*moments[:2], moments[2] / 2]
-        case "diffusers_sde":
-            return [*moments[:2], moments[2] / 2 - 1]
-        case "diffusers_sde_singlestep":
-            return [*moments[:2], moments[2] - 2]
+
+def exact(moments: list[float], h: float) -> list[float]:
+    """Nothing is replaced. DPM-Solver calls it "heun"; DEIS, RES and SEEDS have it."""
+    return moments
+
+
+def midpoint(moments: list[float], h: float) -> list[float]:
+    """DPM-Solver: of two moments the second is half of the first."""
+    return [moments[0], moments[0] / 2] if len(moments) == 2 else moments
+
+
+def bh1(moments: list[float], h: float) -> list[float]:
+    """UniPC's B(h) = h: of two moments the second is h / 2."""
+    return [moments[0], h / 2] if len(moments) == 2 else moments
+
+
+RULES: dict[str, Rule] = {"exact": exact, "midpoint": midpoint, "bh1": bh1, "bh2": midpoint}  # B(h) = 1 - exp(-h)
+
+
+def find_rule(second: str | Rule) -> Rule:
+    """The rule of that name, or the function itself. Raises ValueError for another name."""
+    if not isinstance(second, str):
+        return second
+    if second not in RULES:
+        raise ValueError(f"unknown second moment {second!r}: choose one of {', '.join(RULES)}")
+    return RULES[second]
+
+
+# Weights
 
 
 def exponential(
-    sigma: float, lower: float, nodes: Sequence[float], eta: float = 0.0, second: str = "exact", third: str = "exact"
+    sigma: float, sigma_next: float, nodes: Sequence[float], eta: float = 0.0, second: str | Rule = "exact"
 ) -> list[float]:
     """The weights of x and of the clean estimates at the nodes in a step of the reverse SDE with `eta` of its noise.
 
-    x' = q^(1+eta) x + sum of weights * x0s + fresh * noise, q = lower / sigma; eta 0 is the ODE, 1 the trained process.
+    x' = q^(1+eta) x + sum of weights * x0s + noise_std * noise, q = sigma_next / sigma; eta 0 is the ODE, 1 the trained
+    process.
     """
-    h = (1 + eta) * length(sigma, lower)
-    return [(lower / sigma) ** (1 + eta), *quadrature(nodes, adjusted(moments(h, len(nodes)), h, second, third))]
+    h = (1 + eta) * length(sigma, sigma_next)
+    rule = find_rule(second)
+    return [(sigma_next / sigma) ** (1 + eta), *quadrature(nodes, rule(moments(h, len(nodes)), h))]
 
 
-def fresh(sigma: float, lower: float, eta: float) -> float:
+def noise_std(sigma: float, sigma_next: float, eta: float) -> float:
     """The deviation of the noise of that step."""
-    return lower * sqrt(max(0.0, 1 - (lower / sigma) ** (2 * eta)))
+    return sigma_next * sqrt(max(0.0, 1 - (sigma_next / sigma) ** (2 * eta)))
+
+
+def slope_weights(sigma: float, sigma_next: float, nodes: Sequence[float], second: str | Rule = "exact") -> list[float]:
+    """The weights of slopes (x - x0) / sigma at the nodes in a step of the ODE, polynomial in lambda."""
+    if len(nodes) == 1:
+        return [sigma_next - sigma]
+    h = -log(sigma / sigma_next)
+    rule = find_rule(second)
+    return [sigma_next * w for w in quadrature(nodes, rule(moments(h, len(nodes)), h))]
+
+
+# What a multistep method may use
 
 
 def past_nodes(sigmas: Sequence[float], i: int, count: int) -> list[float]:
-    """u of the `count` levels up to the i-th, newest first, in lambda: 0, then below."""
+    """u of the `count` levels up to the i-th, newest first, in lambda: 0, then negative numbers."""
     if count < 2:
         return [0.0][:count]
     h = log(sigmas[i] / sigmas[i + 1])
@@ -122,7 +152,9 @@ def usable_order(sigmas: Sequence[float], i: int, order: int, short: float = 0) 
     if sigmas[i + 1] in (0, sigmas[i]):
         return 1
     steps = len(sigmas) - 1
-    return min(order, remembered(sigmas, i), steps - i if steps < short else order)
+    if steps < short:
+        order = min(order, steps - i)
+    return min(order, remembered(sigmas, i))
 
 
 def remembered(sigmas: Sequence[float], i: int) -> int:
@@ -131,5 +163,6 @@ def remembered(sigmas: Sequence[float], i: int) -> int:
 
 
 def check_order(order: int, highest: int, lowest: int = 1) -> None:
-    if not lowest <= order <= highest:
+    """Raises ValueError for an order that is no whole number from `lowest` to `highest`."""
+    if order not in range(lowest, highest + 1):
         raise ValueError(f"order {order}: choose {lowest} to {highest}")

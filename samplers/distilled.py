@@ -1,36 +1,62 @@
 """Samplers of networks that were distilled to reach the clean picture in a few steps; they know the trained times."""
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import floor, sqrt
 
-from .schedule import NoiseTable, noise_table
-from .step import Step, stir
+from torch import Tensor
+
+from .basics import EDM, Denoise, Denoiser, NoiseTable
+from .schedules.levels import noise_table
+from .step import Noise, Step, renoise
 
 
-def lcm(denoise, x, sigmas, noise, *, table: NoiseTable | None = None):
+def lcm(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, table: NoiseTable | None = None
+) -> Iterator[Step]:
     """Latent consistency (arXiv 2310.04378): to the clean picture at once, then noise up to the next level.
 
-    table: what the network was trained with, by default Stable Diffusion's. Near its time 0 the estimate is x itself.
+    table: see trained_table. Near its time 0 the estimate is x itself.
     """
-    table = table or noise_table()
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+    table = table or trained_table(denoise)
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         t = 10 * table.t(sigma)  # the scale of time that the networks were trained with, beside a deviation of 1/2
         share = 1 / 4 / (t**2 + 1 / 4)
         x0 = denoise(x, sigma) * sqrt(1 - share) + x * (share / sqrt(1 + sigma**2))
-        x = stir(x0, lower, noise, sigma, lower)
+        x = renoise(x0, sigma_next, noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
 
-def tcd(denoise, x, sigmas, noise, *, eta=0.3, table: NoiseTable | None = None):
+def tcd(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    eta: float = 0.3,
+    table: NoiseTable | None = None,
+) -> Iterator[Step]:
     """Trajectory consistency (arXiv 2402.19159): along the ODE to a share 1 - eta of the next time, then noise.
 
     Like the published one it ends without noise at the smallest trained level; diffusers' pipelines have eta 0.
+    table: see trained_table.
     """
-    table = table or noise_table()
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+    table = table or trained_table(denoise)
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        down = table.sigma(floor((1 - eta) * round(table.t(lower), 6)))
-        x = x0.lerp(x, down / sigma)
+        sigma_down = table.sigma(floor((1 - eta) * round(table.t(sigma_next), 6)))
+        x = x0.lerp(x, sigma_down / sigma)
         if i < len(sigmas) - 2:
-            x = stir(x, sqrt(max(lower**2 - down**2, 0)), noise, sigma, lower)
+            x = renoise(x, sqrt(max(sigma_next**2 - sigma_down**2, 0)), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
+
+
+def trained_table(denoise: Denoise) -> NoiseTable:
+    """The levels that the network behind a Denoiser was trained with; Stable Diffusion's for any other function.
+
+    Raises ValueError if the network has no trained times.
+    """
+    levels = denoise.levels if isinstance(denoise, Denoiser) else noise_table()
+    if isinstance(levels, EDM):
+        raise ValueError("this sampler needs trained time steps and this model has none: choose another sampler")
+    return levels

@@ -10,7 +10,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from .denoiser import Denoise
+from .basics import Denoise
 from .step import Step
 
 

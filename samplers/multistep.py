@@ -1,136 +1,228 @@
 """Samplers that remember earlier estimates and integrate them exactly in lambda = -log sigma: DPM-Solver++ and kin.
 
 A polynomial is drawn through the last clean estimates x0 (or slopes) at their lambdas and integrated over the step:
-coefficients.exponential. With one x0 and no noise that is Euler.
+coefficients.exponential. With one x0 and no noise that is Euler. dpmpp_2m is written out in basics.py; `dpmpp` is its
+general form.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import exp, log, sqrt
 
+from torch import Tensor
+
+from .basics import Denoise, dpmpp_2m
 from .coefficients import (
-    adjusted,
+    Rule,
     ancestral,
     check_order,
     exponential,
-    fresh,
-    moments,
+    noise_std,
     past_nodes,
     quadrature,
     remembered,
+    slope_weights,
     usable_order,
 )
-from .step import Step, stir, weighted
+from .step import Noise, Step, renoise, weighted
+
+# fmt: off
+__all__ = [
+    "deis", "dpm_solver", "dpmpp", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "er_moments", "er_sde",
+    "res_multistep", "res_multistep_ancestral",
+]
+# fmt: on
 
 
-def dpmpp(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="exact", eta=0.0, s_noise=1.0, short=15):
+def dpmpp(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    order: int = 2,
+    second: str | Rule = "midpoint",
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    short: float = 15,
+) -> Iterator[Step]:
     """DPM-Solver++ multistep of order 1 to 3, ODE and SDE (arXiv 2211.01095); first order into sigma 0.
 
-    second, third: see coefficients.adjusted. The paper has second="midpoint"; "exact" is known as "heun".
+    second: a rule of coefficients. The paper has "midpoint"; "exact" is known as "heun".
     eta: how much of the reverse SDE's noise; 0 is the ODE and draws nothing.
     short: with fewer steps the last is of first order and the one before of second, as published; k-diffusion has 0.
     """
     check_order(order, 3)
     x0s = []  # newest first
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: order - 1]]
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, order, short))
-        x = weighted(exponential(sigma, lower, nodes, eta, second, third), [x, *x0s])
-        x = stir(x, s_noise * fresh(sigma, lower, eta), noise, sigma, lower)
+        x = weighted(exponential(sigma, sigma_next, nodes, eta, second), [x, *x0s])
+        x = renoise(x, s_noise * noise_std(sigma, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
 
-def dpmpp_2m(denoise, x, sigmas, **options):
-    """DPM-Solver++(2M), the one that most people use."""
-    return dpmpp(denoise, x, sigmas, order=2, **options)
+def dpmpp_3m(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    second: str | Rule = "midpoint",
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    short: float = 15,
+) -> Iterator[Step]:
+    """DPM-Solver++(3M), of order 3. As every program has it, of order 2: published.dpmpp_3m."""
+    return dpmpp(denoise, x, sigmas, noise, order=3, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
-def dpmpp_3m(denoise, x, sigmas, **options):
-    """DPM-Solver++(3M); as published with third="published"."""
-    return dpmpp(denoise, x, sigmas, order=3, **options)
-
-
-def dpmpp_2m_sde(denoise, x, sigmas, noise, *, eta=1.0, short=0, **options):
+def dpmpp_2m_sde(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    second: str | Rule = "midpoint",
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    short: float = 0,
+) -> Iterator[Step]:
     """k-diffusion's; second="exact" is its "heun"."""
-    return dpmpp(denoise, x, sigmas, noise, order=2, eta=eta, short=short, **options)
+    return dpmpp(denoise, x, sigmas, noise, order=2, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
-def dpmpp_3m_sde(denoise, x, sigmas, noise, *, eta=1.0, second="exact", short=0, **options):
-    """k-diffusion's, which has third="published"."""
-    return dpmpp(denoise, x, sigmas, noise, order=3, eta=eta, second=second, short=short, **options)
+def dpmpp_3m_sde(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    second: str | Rule = "exact",
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    short: float = 0,
+) -> Iterator[Step]:
+    """k-diffusion's, whose third moment is that of published.dpmpp_3m_sde."""
+    return dpmpp(denoise, x, sigmas, noise, order=3, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
-def res_multistep(denoise, x, sigmas):
+def res_multistep(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None) -> Iterator[Step]:
     """RES (arXiv 2308.02157), the same map as dpmpp_2m with exact weights."""
-    return dpmpp(denoise, x, sigmas, second="exact", short=0)
+    return dpmpp(denoise, x, sigmas, noise, second="exact", short=0)
 
 
-def res_multistep_ancestral(denoise, x, sigmas, noise, *, eta=1.0, s_noise=1.0, published=False):
-    """RES to the level below, then noise. published: as ComfyUI, which takes the previous estimate to be further away
-    than it is, by the part of the step that its noise undid.
-    """
-    previous = below = None
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+def res_multistep_ancestral(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Iterator[Step]:
+    """RES to the level below, then noise."""
+    previous = x
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        down, up = ancestral(sigma, lower, eta)
+        sigma_down, sigma_up = ancestral(sigma, sigma_next, eta)
         nodes = [0.0]
-        if 0 < down < sigma and remembered(sigmas, i) > 1:
-            nodes.append(log((below if published else sigma) / sigmas[i - 1]) / log(sigma / down))
-        x = stir(weighted(exponential(sigma, down, nodes), [x, x0, previous]), s_noise * up, noise, sigma, lower)
-        previous, below = x0, down
+        if 0 < sigma_down < sigma and remembered(sigmas, i) > 1:
+            nodes.append(log(sigma / sigmas[i - 1]) / log(sigma / sigma_down))
+        x = weighted(exponential(sigma, sigma_down, nodes), [x, x0, previous])
+        x = renoise(x, s_noise * sigma_up, noise, sigma, sigma_next)
+        previous = x0
         yield Step(i, sigma, x, x0)
 
 
-def dpm_solver(denoise, x, sigmas, noise=None, *, order=2, second="midpoint", third="exact", eta=0.0, short=15):
+def dpm_solver(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    order: int = 2,
+    second: str | Rule = "midpoint",
+    eta: float = 0.0,
+    short: float = 15,
+) -> Iterator[Step]:
     """DPM-Solver multistep of order 1 to 3, which integrates the slope (arXiv 2206.00927); options as in dpmpp."""
     check_order(order, 3)
     slopes = []
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         slopes = [(x - x0) / sigma, *slopes[: order - 1]]
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, order, short))
-        weights = [(1 + eta**2) * w for w in slope_weights(sigma, lower, nodes, second, third)]
-        x = stir(weighted([1.0, *weights], [x, *slopes]), eta * sqrt(sigma**2 - lower**2), noise, sigma, lower)
+        weights = [(1 + eta**2) * w for w in slope_weights(sigma, sigma_next, nodes, second)]
+        x = weighted([1.0, *weights], [x, *slopes])
+        x = renoise(x, eta * sqrt(sigma**2 - sigma_next**2), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
 
-def deis(denoise, x, sigmas, *, order=2, short=15):
+def deis(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    order: int = 2,
+    short: float = 15,
+) -> Iterator[Step]:
     """DEIS with its polynomial in log rho (arXiv 2204.13902), the same map as dpm_solver with exact weights."""
-    return dpm_solver(denoise, x, sigmas, order=order, second="exact", short=short)
+    return dpm_solver(denoise, x, sigmas, noise, order=order, second="exact", short=short)
 
 
-def er_sde(denoise, x, sigmas, noise, *, order=3, third="exact", s_noise=1.0, scale=None, points=200):
+def er_sde(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    order: int = 3,
+    s_noise: float = 1.0,
+    scale: Callable[[float], float] | None = None,
+    points: int = 200,
+    moments: Callable[..., list[float]] | None = None,
+) -> Iterator[Step]:
     """ER-SDE-Solver (arXiv 2309.06169): reverse SDEs whose noise is set by a function of sigma, here `scale`.
 
-    The k-th moment, of the weight scale(lower) scale'/scale^2, is integrated by parts with `points` points.
-    third: "exact", or "published", where the slope of x0 is that at the middle of the last step, which leaves three
-    estimates the second order. scale(sigma) = sigma has no noise.
+    scale(sigma) = sigma has no noise. points: of the numerical integration in er_moments. moments: in its place.
     """
     check_order(order, 3)
-    scale, x0s = scale or er_scale, []
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+    scale = scale or er_scale
+    moments = moments or er_moments
+    x0s = []
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: order - 1]]
-        nodes = [0.0, *((sigmas[i - j] - sigma) / (lower - sigma) for j in range(1, usable_order(sigmas, i, order)))]
-        r = scale(lower) / scale(sigma)
-        us = [(j + 1 / 2) / points for j in range(points if len(nodes) > 1 else 0)]
-        kernel = [scale(lower) / scale(sigma + u * (lower - sigma)) / points for u in us]
-        m = [1 - r, *(1 - k * sum(w * u ** (k - 1) for w, u in zip(kernel, us)) for k in range(1, len(nodes)))]
-        if len(nodes) == 3 and third == "published":
-            m[2] += nodes[1] * m[1]
-        x = weighted([r, *quadrature(nodes, m)], [x, *x0s])
-        x = stir(x, s_noise * sqrt(max(lower**2 - (r * sigma) ** 2, 0)), noise, sigma, lower)
+        past = range(1, usable_order(sigmas, i, order))
+        nodes = [0.0, *((sigmas[i - j] - sigma) / (sigma_next - sigma) for j in past)]
+        kept = scale(sigma_next) / scale(sigma)
+        weights = quadrature(nodes, moments(scale, sigma, sigma_next, nodes, points))
+        x = weighted([kept, *weights], [x, *x0s])
+        x = renoise(x, s_noise * sqrt(max(sigma_next**2 - (kept * sigma) ** 2, 0)), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
 
-def er_scale(sigma):
+def er_scale(sigma: float) -> float:
     """The paper's choice for pictures."""
     return sigma * (exp(sigma**0.3) + 10)
 
 
-def slope_weights(sigma, lower, nodes, second="exact", third="exact"):
-    """The weights of slopes at the nodes in a step of the ODE."""
+def er_moments(
+    scale: Callable[[float], float], sigma: float, sigma_next: float, nodes: Sequence[float], points: int
+) -> list[float]:
+    """Moments of the weight scale(sigma_next) scale'/scale^2 over the step, one for each node.
+
+    Integrated by parts, which leaves integrals of u^(k-1) scale(sigma_next) / scale: sums over the middles of `points`
+    equal intervals.
+    """
+    found = [1 - scale(sigma_next) / scale(sigma)]
     if len(nodes) == 1:
-        return [lower - sigma]
-    h = -log(sigma / lower)
-    return [lower * w for w in quadrature(nodes, adjusted(moments(h, len(nodes)), h, second, third))]
+        return found
+    us = [(j + 1 / 2) / points for j in range(points)]
+    kernel = [scale(sigma_next) / scale(sigma + u * (sigma_next - sigma)) / points for u in us]
+    for k in range(1, len(nodes)):
+        found.append(1 - k * sum(w * u ** (k - 1) for w, u in zip(kernel, us)))
+    return found

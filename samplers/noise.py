@@ -1,4 +1,4 @@
-"""Random numbers that belong to pictures, not to batches."""
+"""Random numbers that belong to pictures, not to batches: one stream or one Brownian path each."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -8,24 +8,15 @@ import torch
 from numpy.random import SeedSequence
 from torch import Tensor
 
+from .basics import Streams, white
 
-class Streams:
-    """One CPU generator per picture: picture k gets the same bits alone, in any batch and on any device.
+__all__ = ["BrownianPath", "BrownianTree", "Streams", "brownian", "white"]
 
-    seeds: one per picture, 0 .. 2**64 - 1. shape: of one picture, (c h w).
-    """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device = tuple(shape), device
-
-    def draw(self) -> Tensor:
-        """The next unit Gaussian of every stream: (b c h w) float32."""
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
-
-    def __call__(self, sigma: float, lower: float) -> Tensor:
-        """As samplers ask for it; white noise does not depend on the levels of the step."""
-        return self.draw()
+def brownian(streams: Streams, sigmas: Sequence[float]) -> "BrownianTree":
+    """One Brownian path per picture, from the seeds of the streams, over the levels of a run."""
+    smallest = min(sigma for sigma in sigmas if sigma > 0)
+    return BrownianTree(streams.seeds, streams.shape, smallest, max(sigmas), streams.device)
 
 
 class BrownianTree:
@@ -33,7 +24,8 @@ class BrownianTree:
 
     Noise over neighbouring intervals is independent and over overlapping ones is shared, so the path, and with it the
     picture, stays the same where a step is divided in two. The increments are torchsde's BrownianTree, bit for bit,
-    in the use that k-diffusion makes of it: noise(sigma, lower) is -(W(sigma) - W(lower)) / sqrt(sigma - lower).
+    in the use that k-diffusion makes of it: noise(sigma, sigma_next) is -(W(sigma) - W(sigma_next)) over the square
+    root of sigma - sigma_next.
 
     seeds: one per picture. shape: of one picture, (c h w). sigma_min, sigma_max: the smallest level above 0 and the
     largest that will be asked for. The numbers are drawn on the CPU.
@@ -50,11 +42,11 @@ class BrownianTree:
         self.paths = [BrownianPath(seed, shape, sigma_min, sigma_max) for seed in seeds]
         self.device = device
 
-    def __call__(self, sigma: float, lower: float) -> Tensor:
-        """Unit Gaussian of the step from sigma to lower: (b c h w) float32. Raises ValueError outside the range."""
-        a, b = sorted((sigma, lower))
+    def __call__(self, sigma: float, sigma_next: float) -> Tensor:
+        """Unit Gaussian of the step from sigma to sigma_next: (b c h w) float32. ValueError outside the range."""
+        a, b = sorted((sigma, sigma_next))
         increment = torch.stack([path.increment(a, b) for path in self.paths])
-        return (increment * (1 if sigma < lower else -1) / sqrt(b - a)).to(self.device)
+        return (increment * (1 if sigma < sigma_next else -1) / sqrt(b - a)).to(self.device)
 
 
 class BrownianPath:
@@ -108,4 +100,4 @@ class BrownianPath:
 
     def draw(self, **place) -> Tensor:
         seed = SeedSequence(self.seed, pool_size=24, **place).generate_state(1)[0]
-        return torch.randn(self.shape, generator=self.generator.manual_seed(int(seed)))
+        return torch.randn(self.shape, generator=self.generator.manual_seed(int(seed)), dtype=torch.float32)

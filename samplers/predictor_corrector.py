@@ -1,18 +1,33 @@
 """Samplers that take every step twice, the second time knowing the estimate at its end; one evaluation per step.
 
-A step from sigma to lower is predicted from the estimates so far; the network's estimate at that end is then used both
-to correct the step and to predict the next one. The estimates are integrated as in multistep.py; the corrector has one
-node more, u = 1.
+A step from sigma to sigma_next is predicted from the estimates so far; the network's estimate at that end is then used
+both to correct the step and to predict the next one. The estimates are integrated as in multistep.py; the corrector has
+one node more, u = 1.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import inf
+from typing import NamedTuple
 
-from .coefficients import check_order, exponential, fresh, past_nodes, remembered, usable_order
-from .step import Step, weighted
+from torch import Tensor
+
+from .basics import Denoise
+from .coefficients import Rule, check_order, exponential, noise_std, past_nodes, remembered, usable_order
+from .step import Noise, Step, draw, weighted
 
 
-def uni_pc(denoise, x, sigmas, *, order=2, variant="bh2", end=0.0, short=inf):
+def uni_pc(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    order: int = 2,
+    variant: str | Rule = "bh2",
+    end: float = 0.0,
+    short: float = inf,
+) -> Iterator[Step]:
     """UniPC (arXiv 2302.04867) of x0, order 1 to 3: sa_solver without noise that corrects with one estimate more.
 
     variant: B(h) of the paper, "bh1" is h and "bh2" 1 - exp(-h). Steps with two estimates take B / 2 for their second
@@ -21,45 +36,71 @@ def uni_pc(denoise, x, sigmas, *, order=2, variant="bh2", end=0.0, short=inf):
     check_order(order, 3)
     sigmas = [*sigmas[:-1], sigmas[-1] or end]
     return sa_solver(
-        denoise, x, sigmas, None, predictor=order, corrector=order + 1, tau=0.0, second=variant, short=short
+        denoise, x, sigmas, noise, predictor=order, corrector=order + 1, tau=0.0, second=variant, short=short
     )
 
 
+class Predicted(NamedTuple):
+    """A step as it was predicted: where it started, the noise that it added (None for none), and eta of its SDE."""
+
+    start: Tensor
+    noise: Tensor | None
+    eta: float
+
+
 def sa_solver(
-    denoise,
-    x,
-    sigmas,
-    noise=None,
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
     *,
-    predictor=2,
-    corrector=2,
-    tau=1.0,
-    second="bh1",
-    pece=False,
-    s_noise=1.0,
-    short=inf,
-):
+    predictor: int = 2,
+    corrector: int = 2,
+    tau: float | Callable[[float], float] = 1.0,
+    second: str | Rule = "bh1",
+    pece: bool = False,
+    s_noise: float = 1.0,
+    short: float = inf,
+) -> Iterator[Step]:
     """SA-Solver (arXiv 2309.05019): stochastic Adams methods of `predictor` and of `corrector` estimates.
 
     tau: how much noise, a number or a function of sigma; 0 solves the ODE and draws nothing, 1 is the trained process.
-    second: see coefficients.adjusted; diffusers has "bh1", ComfyUI "exact".
+    second: a rule of coefficients; diffusers has "bh1", ComfyUI "exact".
     pece: estimate again after each correction, which doubles the evaluations.
     short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
     """
-    x0s, steps = [], len(sigmas) - 1  # newest first
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+    steps = len(sigmas) - 1
+    x0s = []  # newest first
+    last = Predicted(x, None, 0.0)
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        count = min(corrector, remembered(sigmas, i), steps - i + 2 if steps < short else corrector)
+
+        # Correct the step that led here, now that the estimate at its end is known.
+        count = min(corrector, remembered(sigmas, i))
+        if steps < short:
+            count = min(count, steps - i + 2)
         if i > 0 and count > 0 and sigma < sigmas[i - 1]:
             nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
-            x = weighted(exponential(sigmas[i - 1], sigma, nodes, eta, second), [start, x0, *x0s])  # noqa: F821
-            x = x if z is None else x.add_(z)  # noqa: F821
-            x0 = denoise(x, sigma) if pece else x0
+            x = weighted(exponential(sigmas[i - 1], sigma, nodes, last.eta, second), [last.start, x0, *x0s])
+            if last.noise is not None:
+                x = x.add_(last.noise)
+            if pece:
+                x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-        start, eta, z = x, (tau(sigma) if callable(tau) else tau) ** 2, None
+
+        # Predict the next one.
+        strength = tau if isinstance(tau, int | float) else tau(sigma)
+        last = Predicted(x, None, strength**2)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
-        x = weighted(exponential(sigma, lower, nodes, eta, second), [start, *x0s])
+        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [last.start, *x0s])
         if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
-            z = s_noise * fresh(sigma, lower, eta) * noise(sigma, lower)
-            x.add_(z)
+            drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
+            last = last._replace(noise=drawn)
+            x.add_(drawn)
         yield Step(i, sigma, x, x0)
+
+
+def authors_tau(sigma: float) -> float:
+    """tau of SA-Solver's authors: all of the noise at times 200 to 800 of Stable Diffusion's table, none beyond."""
+    below_200, above_800 = 0.5704758763313293, 5.122731685638428  # levels at times 199.5 and 800.5
+    return 1.0 if below_200 < sigma < above_800 else 0.0

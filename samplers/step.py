@@ -1,10 +1,12 @@
-"""What every sampler yields, and the tensor operations that they are made of."""
+"""What every sampler yields, and the tensor operations that samplers are made of."""
 
 from collections.abc import Callable, Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
 from torch import Tensor
+
+Noise = Callable[[float, float], Tensor]  # (sigma, sigma_next) -> a unit Gaussian like x, for that step
 
 
 class Step(NamedTuple):
@@ -24,15 +26,36 @@ def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def stir(x: Tensor, up: float, noise: Callable[[float, float], Tensor] | None, sigma: float, lower: float) -> Tensor:
-    """x with fresh noise of deviation `up`; 0 draws nothing. Raises ValueError without a source of noise."""
-    if up == 0:
+def renoise(x: Tensor, std: float, noise: Noise | None, sigma: float, sigma_next: float) -> Tensor:
+    """x with new noise of deviation `std`; 0 draws nothing. Raises ValueError without a source of noise."""
+    if std == 0:
         return x
+    return x.add(draw(noise, sigma, sigma_next), alpha=std)
+
+
+def draw(noise: Noise | None, sigma: float, sigma_next: float) -> Tensor:
+    """The noise of a step. Raises ValueError without a source of it."""
     if noise is None:
         raise ValueError("noise is asked for and none was given: pass samplers.noise.Streams, or no eta and no churn")
-    return x.add(noise(sigma, lower), alpha=up)
+    return noise(sigma, sigma_next)
 
 
-def relabelled(x: Tensor, level: float, label: float) -> Tensor:
-    """What a sampler that scales x to unit variance takes x at `level` for, if it is told that the level is `label`."""
-    return x if level == label else x * sqrt((1 + label**2) / (1 + level**2))
+def churn(
+    x: Tensor,
+    sigma: float,
+    steps: int,
+    noise: Noise | None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> tuple[Tensor, float]:
+    """x with new noise, and the higher level that it is then at (arXiv 2206.00364, algorithm 2).
+
+    s_churn: how much, shared among the steps. s_tmin, s_tmax: the levels between which noise is added. s_noise: its
+    deviation, 1 for as much as the level rises.
+    """
+    if s_churn == 0 or not s_tmin <= sigma <= s_tmax:
+        return x, sigma
+    higher = sigma * (1 + min(s_churn / steps, sqrt(2) - 1))
+    return renoise(x, s_noise * sqrt(higher**2 - sigma**2), noise, higher, sigma), higher

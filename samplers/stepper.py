@@ -14,7 +14,33 @@ from .step import Step
 
 
 class Unanswered(Exception):
-    """A sampler asks for what nobody has told yet."""
+    """The sampler asks for an estimate that it has no answer to yet."""
+
+
+Answer = Tensor | tuple[Tensor, Tensor]
+
+
+class Answers:
+    """The denoiser of a replay: it repeats the answers so far, then leaves the open question with the stepper."""
+
+    def __init__(self, stepper: "Stepper"):
+        self.stepper = stepper
+        self.left = iter(stepper.answers)
+
+    def ask(self, x: Tensor, sigma: float) -> Answer:
+        for answer in self.left:
+            return answer
+        self.stepper.x = x
+        self.stepper.sigma = sigma
+        raise Unanswered
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        answer = self.ask(x, sigma)
+        return answer if isinstance(answer, Tensor) else answer[0]
+
+    def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        answer = self.ask(x, sigma)
+        return (answer, answer) if isinstance(answer, Tensor) else answer
 
 
 class Stepper:
@@ -30,40 +56,43 @@ class Stepper:
     # price of their memory and of arithmetic that grows with the square of the steps. The network is never run again.
 
     def __init__(self, sampler: Callable, x: Tensor, sigmas: list[float], noise: Callable | None = None, **options):
-        self.sampler, self.start, self.sigmas, self.noise, self.options = sampler, x, sigmas, noise, options
-        self.answers, self.draws = [], []
+        self.sampler = sampler
+        self.start = x
+        self.sigmas = sigmas
+        self.noise = noise
+        self.options = options
+        self.answers: list[Answer] = []
+        self.draws: list[Tensor] = []
         self.done = False
         self.replay()
 
-    def step(self, x0: Tensor):
-        """Answer: the clean picture estimated from self.x at self.sigma. Raises ValueError when done."""
+    def step(self, x0: Answer) -> None:
+        """Answer: the clean picture estimated from self.x at self.sigma, or for CFG++ the pair with guidance and
+        without. Raises ValueError when done."""
         if self.done:
             raise ValueError("the sampler is done: it has nothing left to ask")
         self.answers.append(x0)
         self.replay()
 
-    def replay(self):
+    def replay(self) -> None:
         """Run the sampler to its next open question."""
-        answers, drawn = iter(self.answers), 0
+        denoise = Answers(self)
+        drawn = 0
         self.steps: list[Step] = []
 
-        def denoise(x: Tensor, sigma: float):
-            for answer in answers:
-                return answer
-            self.x, self.sigma = x, sigma
-            raise Unanswered
-
-        def noise(sigma: float, lower: float) -> Tensor:
+        def draw(sigma: float, sigma_next: float) -> Tensor:
             nonlocal drawn
-            if drawn == len(self.draws):
-                self.draws.append(self.noise(sigma, lower))
+            if drawn == len(self.draws) and self.noise is not None:
+                self.draws.append(self.noise(sigma, sigma_next))
             drawn += 1
             return self.draws[drawn - 1]
 
-        more = () if self.noise is None else (noise,)
+        noise = None if self.noise is None else draw
         try:
-            for step in self.sampler(denoise, self.start, self.sigmas, *more, **self.options):
+            for step in self.sampler(denoise, self.start, self.sigmas, noise, **self.options):
                 self.steps.append(step)
         except Unanswered:
             return
-        self.x, self.sigma, self.done = self.steps[-1].x if self.steps else self.start, None, True
+        self.x = self.steps[-1].x if self.steps else self.start
+        self.sigma = None
+        self.done = True

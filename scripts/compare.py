@@ -12,22 +12,25 @@ docs/compare.md says how blocks are compared, and how to read the table.
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
+from diffusers.utils import logging as diffusers_logging
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 import weights
+from common import DTYPES, add_run_flags, fail, first_line, make_parser
 from comparison import cases, report
 from comparison.blocks import compare, expect
 from ldm import ops
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", type=Path, help="a folder in the diffusers layout (default: the miniature)")
     what.add_argument(
@@ -45,8 +48,7 @@ def arguments() -> argparse.Namespace:
         help=f"of a model, some of {', '.join(cases.PARTS)} (default: all)",
     )
     parser.add_argument("--variant", help="weight files to take, for example fp16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="float64 shows the smallest faults")
+    add_run_flags(parser, device="cpu", dtype="float32")
     parser.add_argument("--backend", choices=ops.BACKENDS, default="torch")
     parser.add_argument("--prompt", default="a red apple", help="for the text towers of a model, and for its UNet")
     parser.add_argument("--height", type=int, default=128, help="of the picture, in pixels")
@@ -61,28 +63,28 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def fail(message: str):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def run(args: argparse.Namespace) -> report.Results:
-    common = dict(dtype=DTYPES[args.dtype], device=args.device, height=args.height, width=args.width, seed=args.seed)
+    """Compare each network, and print what was found as soon as it is known."""
+    sizes = dict(height=args.height, width=args.width, seed=args.seed)
+    dtype = DTYPES[args.dtype]
     if args.network:
-        found = cases.random_cases(args.network, **common)
+        found = cases.random_cases(args.network, dtype, args.device, **sizes)
     else:
+        source = args.model or weights.MINIATURE
         found = cases.model_cases(
-            args.model or weights.MINIATURE, args.parts, variant=args.variant, prompt=args.prompt, **common
+            source, args.parts, dtype, args.device, variant=args.variant, prompt=args.prompt, **sizes
         )
     results = {}
     for case in found:
-        results[case.name] = rows = compare(case, expect(case), args.backend)
+        expected = expect(case, partial(tqdm, desc=case.name, disable=None, leave=False))
+        compared = compare(case, expected, args.backend)
+        results[case.name] = compared
         if not args.json:
-            print(report.verdict(case.name, rows), report.table(rows, args.all), sep="\n", end="\n\n", flush=True)
+            print(report.verdict(case.name, compared), compared.table(args.all), sep="\n", end="\n\n", flush=True)
     return results
 
 
-def write(folder: Path, results: report.Results, facts: dict, everything: bool):
+def write(folder: Path, results: report.Results, facts: dict[str, str], everything: bool):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps(report.record(results, facts), indent=1) + "\n")
     report.write_page(folder / "compare.html", results, facts, everything)
@@ -94,12 +96,12 @@ def write(folder: Path, results: report.Results, facts: dict, everything: bool):
 
 def main():
     args = arguments()
-    for name in ("height", "width"):
-        if getattr(args, name) % 8 or getattr(args, name) < 8:
-            fail(f"--{name} {getattr(args, name)}: choose a multiple of 8, at least 8")
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    for name, pixels in (("height", args.height), ("width", args.width)):
+        if pixels % 8 or pixels < 8:
+            fail(f"--{name} {pixels}: choose a multiple of 8, at least 8")
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     facts = {
         "source": args.network or str(args.model or "the miniature"),
         "dtype": args.dtype,
@@ -113,7 +115,7 @@ def main():
         if args.out:
             write(args.out, results, facts, args.all)
     except (ValueError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
-        fail(str(error).splitlines()[0])
+        fail(first_line(error))
     if args.json:
         print(json.dumps(report.record(results, facts), indent=1))
     sys.exit(0 if report.agrees(results) else 1)

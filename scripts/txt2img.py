@@ -25,7 +25,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 import weights
-from ldm import lora, tasks
+from ldm import tasks
+from ldm.adapters import lora
 from ldm.model import Model
 from samplers import SAMPLERS, find
 

@@ -1,9 +1,11 @@
 """Settings of all tests: no network, few threads, programs run as a user runs them."""
 
+import ast
 import os
 import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies small blocks in Triton's interpreter
@@ -21,13 +23,50 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(NO_NETWORK), str(ROOT)])  # for the programs that tests start
 torch.set_num_threads(1)  # tiny tensors; `make test` runs two processes
 
+ORACLES = {"accelerate", "diffusers", "open_clip", "peft", "transformers"}  # slow to import, and to run
+SLOW = {  # the files without oracles that take more than 15 s, measured on one core
+    "tests/ldm/kernels/test_kernels.py",
+    "tests/ldm/kernels/test_kernels_compiled.py",
+    "tests/ldm/kernels/test_kernels_networks.py",
+    "tests/test_docs.py",
+    "tests/test_wheel.py",
+}
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if is_pure(item.path) and "script" not in item.fixturenames:
+            item.add_marker("pure")
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "full" in item.keywords and "full" not in (item.config.option.markexpr or ""):
             item.add_marker(pytest.mark.skip(reason="networks of published size: run by hand with -m full"))
+
+
+def is_pure(path: Path) -> bool:
+    """Whether the tests of a file are quick, test no program and need no other library's networks."""
+    name = path.relative_to(ROOT).as_posix()
+    return name not in SLOW and not name.startswith("tests/scripts/") and not uses_oracle(path)
+
+
+@cache
+def uses_oracle(path: Path) -> bool:
+    """Whether a file imports an oracle anywhere in it, itself or through the helpers in tests/support."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "support":
+            names = [f"support.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        for name in names:
+            helper = ROOT / "tests" / (name.replace(".", "/") + ".py")
+            if name.split(".")[0] in ORACLES:
+                return True
+            if name.startswith("support.") and helper.is_file() and uses_oracle(helper):
+                return True
+    return False
 
 
 @pytest.fixture

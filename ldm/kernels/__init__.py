@@ -12,3 +12,7 @@ Each is a `torch.library.custom_op` with a fake version and a backward, so it wo
 graphs; sums are float32 whatever the inputs; nothing is added atomically, so equal inputs give equal bits.
 Without a GPU they run in Triton's interpreter: set TRITON_INTERPRET=1 before triton is first imported.
 """
+
+from . import attention, geglu, group_norm, layer_norm
+
+__all__ = ["attention", "geglu", "group_norm", "layer_norm"]

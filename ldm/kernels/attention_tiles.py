@@ -2,7 +2,7 @@
 
 Chosen from compiled code, of the published heads in 16 bits: no spilled registers, shared memory within the limits
 (sm_80 163 KB, sm_86 99, sm_90 227, gfx942 64), two blocks of warps on a processor where registers allow it. They have
-not been tuned on a GPU: `scripts/bench_kernels.py --sweep` does that.
+not been tuned on a GPU: `scripts/bench/time_kernels.py --sweep` does that.
 """
 
 from dataclasses import dataclass

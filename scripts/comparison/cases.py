@@ -4,11 +4,12 @@ import json
 import runpy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 import weights
 from comparison.blocks import Case
@@ -34,6 +35,7 @@ CLASSES = {
     "CLIPTextModel": transformers.CLIPTextModel,
     "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
 }
+Network = Any  # ours, or one of diffusers or transformers: their attributes have no types
 POOLED = 1280  # width of the pooled text of every published SDXL
 SIZES = conditioning.Sizes(original=(1024, 768), crop=(16, 0), target=(896, 1152))  # exact in bfloat16
 TIMES = (981, 17)  # one for each of two pictures
@@ -42,21 +44,23 @@ TIMES = (981, 17)  # one for each of two pictures
 def random_cases(name: str, dtype: torch.dtype, device: str, height: int, width: int, seed: int) -> Iterator[Case]:
     """A network of published shape, by the name of its manifest, with random weights that ours will share."""
     ours, reference = random_pair(name, seed)
-    reference.to(device)
+    reference.to(device, dtype)
     generator = torch.Generator().manual_seed(seed)
     if name.startswith("unet"):
-        cfg = ours.config
-        context, pooled = (torch.randn(2, *shape, generator=generator) for shape in ((77, cfg.context_dim), (POOLED,)))
+        context = torch.randn(2, 77, ours.config.context_dim, generator=generator)
+        pooled = torch.randn(2, POOLED, generator=generator)
         yield unet_case(ours, reference, dtype, height // 8, width // 8, context, pooled, generator)
     elif name.startswith("vae"):
         yield from vae_cases(ours, reference, dtype, height, width, generator)
     else:
         ids = torch.randint(1, EOT - 1, (2, 77), generator=generator)
-        ids[:, 0], ids[0, 9:], ids[1, 76:] = EOT - 1, EOT, EOT
+        ids[:, 0] = EOT - 1  # the first token of every prompt
+        ids[0, 9:] = EOT
+        ids[1, 76:] = EOT
         yield text_case(name, ours, reference, dtype, ids)
 
 
-def random_pair(name: str, seed: int) -> tuple[nn.Module, nn.Module]:
+def random_pair(name: str, seed: int) -> tuple[Network, Network]:
     published = runpy.run_path(str(Path(__file__).parents[1] / "write_manifests.py"))  # settings that are not ours
     kind, _, size = name.partition("_")
     with torch.device("meta"):
@@ -87,7 +91,7 @@ def random_pair(name: str, seed: int) -> tuple[nn.Module, nn.Module]:
 
 
 @torch.no_grad()
-def randomize(network: nn.Module, seed: int) -> nn.Module:
+def randomize(network: Network, seed: int) -> Network:
     """Weights of which each matters: none is zero or one, and layers keep the size of what passes through."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
@@ -115,11 +119,17 @@ def model_cases(
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: give one in the diffusers layout, which diffusers can load too")
     model = weights.load(source, dtype=dtype, device=device, variant=variant)
+<<<<<<< HEAD
     networks = {"unet": model.unet, "vae": model.vae, **model.texts}
+=======
+    networks: dict[str, Network] = {"unet": model.unet, "vae": model.vae}
+    networks |= dict(zip(TOWERS[model.facts.family], model.texts))
+>>>>>>> compare
     for part in parts or networks:
         if part not in networks:
             raise ValueError(f"{source} has no {part}: its parts are {', '.join(networks)}")
-        ours, generator = networks[part], torch.Generator().manual_seed(seed)
+        ours = networks[part]
+        generator = torch.Generator().manual_seed(seed)
         own = next(ours.parameters()).dtype  # float32 for a VAE that overflows in float16
         reference = load_reference(source, part, own, variant).to(device).eval()
         if part == "unet":
@@ -134,7 +144,7 @@ def model_cases(
             yield text_case(part, ours, reference, own, ids)
 
 
-def load_reference(source: Path, part: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
+def load_reference(source: Path, part: str, dtype: torch.dtype, variant: str | None) -> Network:
     name = json.loads((source / "model_index.json").read_text())[part][1]
     stored = torch.float32 if dtype == torch.float64 else dtype  # no file holds more
     return CLASSES[name].from_pretrained(
@@ -144,7 +154,7 @@ def load_reference(source: Path, part: str, dtype: torch.dtype, variant: str | N
 
 def unet_case(
     ours: UNet,
-    reference: nn.Module,
+    reference: Network,
     dtype: torch.dtype,
     height: int,
     width: int,
@@ -153,13 +163,16 @@ def unet_case(
     generator: torch.Generator,
 ) -> Case:
     """height, width: of the latents. context (2 m d) and pooled (2 p) stand for two texts."""
-    cfg, t = ours.config, torch.tensor(TIMES)
+    cfg = ours.config
+    t = torch.tensor(TIMES)
     x = torch.randn(2, cfg.in_channels, height, width, generator=generator)
-    given, theirs = dict(x=x, t=t, context=context), dict(sample=x, timestep=t, encoder_hidden_states=context)
-    if cfg.vector_dim:
-        width = reference.config.addition_time_embed_dim
-        numbers = SIZES.base() if cfg.vector_dim == pooled.shape[1] + 6 * width else SIZES.refiner()
-        embedded = ops.sinusoid(torch.tensor(numbers), width).flatten().expand(2, -1)
+    given: dict[str, Any] = dict(x=x, t=t, context=context)
+    theirs: dict[str, Any] = dict(sample=x, timestep=t, encoder_hidden_states=context)
+    if cfg.vector_dim and pooled is not None:
+        size_dim = reference.config.addition_time_embed_dim
+        # SDXL is told three sizes, its refiner two sizes and a score
+        numbers = SIZES.base() if cfg.vector_dim == pooled.shape[1] + 6 * size_dim else SIZES.refiner()
+        embedded = ops.sinusoid(torch.tensor(numbers), size_dim).flatten().expand(2, -1)
         given["vector"] = torch.cat([pooled, embedded.to(pooled)], dim=1)
         theirs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.tensor([numbers] * 2)}
     if cfg.class_dim:
@@ -181,7 +194,7 @@ def unet_case(
 
 
 def vae_cases(
-    ours: VAE | TinyVAE, reference: nn.Module, dtype: torch.dtype, height: int, width: int, generator: torch.Generator
+    ours: VAE | TinyVAE, reference: Network, dtype: torch.dtype, height: int, width: int, generator: torch.Generator
 ) -> Iterator[Case]:
     cfg = ours.config
     image = torch.rand(2, cfg.image_channels, height, width, generator=generator) * 2 - 1
@@ -205,12 +218,12 @@ def encode(network: VAE | TinyVAE, image: Tensor) -> list[Tensor]:
     return [posterior.mean] if isinstance(network, TinyVAE) else [posterior.mean, posterior.logvar]
 
 
-def encode_reference(network: nn.Module, x: Tensor) -> list[Tensor]:
+def encode_reference(network: Network, x: Tensor) -> list[Tensor]:
     found = network.encode(x)
     return [found.latents] if "latents" in found else [found.latent_dist.mean, found.latent_dist.logvar]
 
 
-def text_case(name: str, ours: CLIPText, reference: nn.Module, dtype: torch.dtype, ids: Tensor) -> Case:
+def text_case(name: str, ours: CLIPText, reference: Network, dtype: torch.dtype, ids: Tensor) -> Case:
     return Case(name, ours, reference, read, read_reference, dict(ids=ids), dict(input_ids=ids), dtype)
 
 
@@ -219,6 +232,6 @@ def read(network: CLIPText, ids: Tensor) -> list[Tensor]:
     return [features.last, features.pooled]
 
 
-def read_reference(network: nn.Module, input_ids: Tensor) -> list[Tensor]:
+def read_reference(network: Network, input_ids: Tensor) -> list[Tensor]:
     found = network(input_ids)
     return [found.last_hidden_state, found.text_embeds if "text_embeds" in found else found.pooler_output]

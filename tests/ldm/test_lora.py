@@ -20,10 +20,10 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm import lora
+from ldm.adapters import lora
+from ldm.adapters.deltas import DoRA, Full, LoHa, LoKr, LoRA, Product
 from ldm.clip import CLIPText
 from ldm.config import CLIPS, MODELS, UNETS, UNetConfig
-from ldm.deltas import DoRA, Full, LoHa, LoKr, LoRA, Product
 from ldm.model import Model
 from ldm.unet import UNet
 from support.networks import clip_pair, token_ids, unet_inputs, unet_pair
@@ -472,18 +472,18 @@ def test_kernels_1x1_may_be_left_out(name, kernel, tmp_path):
         f"{stem}.lora_up.weight": up.reshape(96, 3, *kernel),
     }
     save_file(files, tmp_path / "a.safetensors")
-    weight = model.unet.mid_block.attentions[0].proj_in.weight
-    base, adapter = weight.detach().clone(), load_adapter(tmp_path / "a.safetensors", model)
+    layer = model.unet.mid_block.attentions[0].proj_in
+    base, adapter = layer.weight.detach().clone(), load_adapter(tmp_path / "a.safetensors", model)
     with lora.attached(model, [(adapter, 0.3)]):
         beside = outputs(name, model)["unet"]
     with lora.merged(model, [(adapter, 0.3)]):
-        assert relative_error(weight, base + 0.3 * (up @ down).reshape(base.shape)) < 1e-15
+        assert relative_error(layer.weight, base + 0.3 * (up @ down).reshape(base.shape)) < 1e-15
         assert relative_error(outputs(name, model)["unet"], beside) < CLOSE
     save_file(files | {f"{stem}.dora_scale": magnitude.reshape(96, 1, *kernel)}, tmp_path / "b.safetensors")
     with lora.merged(model, [(load_adapter(tmp_path / "b.safetensors", model), 0.3)]):
         moved = base.flatten(1) + 0.3 * (up @ down)
         lengths = torch.stack([row.square().sum().sqrt() for row in moved])
-        assert relative_error(weight.flatten(1), moved / lengths[:, None] * magnitude) < 1e-14
+        assert relative_error(layer.weight.flatten(1), moved / lengths[:, None] * magnitude) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -506,8 +506,8 @@ def test_unmerging_is_exact(dtype, tmp_path):
             (2, ["conv_in.weight", "conv_out.weight"]),
         )
     ]
-    lora.merge(model, [(adapters[0], 3.0), (adapters[1], 1.0)])
-    lora.merge(model, [(adapters[0], -0.7), (adapters[1], 0.3)])
+    lora.merge(model, [(adapters[0], 3.0), (adapters[1], 1.0)]).undo()
+    merged = lora.merge(model, [(adapters[0], -0.7), (adapters[1], 0.3)])
     changed = {key for key, parameter in lora.parameters(model).items() if not torch.equal(parameter, base[key][1])}
     assert changed == adapters[0].deltas.keys() | adapters[1].deltas.keys()
     exact = base["unet.conv_in.weight"][1].float()
@@ -515,16 +515,16 @@ def test_unmerging_is_exact(dtype, tmp_path):
         exact = exact + strength * adapter.deltas["unet.conv_in.weight"].value(exact)
     assert torch.equal(model.unet.conv_in.weight, exact.to(dtype))  # rounded once
 
-    with pytest.raises(RuntimeError, match="merged already"):
-        with lora.merged(model, [(adapters[0], 1.0)]):
-            pass
+    with lora.merged(model, [(adapters[0], 1.0)]):  # on top of what is merged
+        assert not torch.equal(model.unet.conv_in.weight, exact.to(dtype))
+    assert torch.equal(model.unet.conv_in.weight, exact.to(dtype))
     other = lora.Adapter({"unet.conv_in.weight": LoRA(randn(5, 3), randn(3, 7))}, "other.safetensors")
     for wrong in (other, lora.Adapter({"unet.conv.weight": Full(randn(1))})):
         with pytest.raises(ValueError, match="^the adapter .* is of another model: it changes unet.conv[^\n]*$"):
             lora.merge(model, [(adapters[0], 1.0), (wrong, 1.0)])
     assert torch.equal(model.unet.conv_in.weight, exact.to(dtype))  # an error changes nothing
-    lora.unmerge(model)
-    lora.unmerge(model)
+    merged.undo()
+    merged.undo()
     with pytest.raises(KeyError), lora.merged(model, [(adapters[0], 1.0)]):
         assert not torch.equal(model.unet.conv_in.weight, base["unet.conv_in.weight"][1])
         raise KeyError
@@ -537,9 +537,9 @@ def test_unmerging_follows_the_model():
     model = tiny_model("sd15")
     base = model.unet.conv_in.weight.detach().clone()
     adapter = lora.Adapter({"unet.conv_in.weight": LoRA(randn(32, 3), randn(3, 4, 3, 3))})
-    lora.merge(model, [(adapter, 1.0)])
+    merged = lora.merge(model, [(adapter, 1.0)])
     model.unet.half()
-    lora.unmerge(model)
+    merged.undo()
     assert torch.equal(model.unet.conv_in.weight, base.half())
 
 
@@ -933,7 +933,7 @@ def test_damaged_files_are_read_or_refused(tmp_path):
         }
         save_file(tensors, path, {"lora_adapter_metadata": json.dumps(config)} if rng.random() < 0.3 else None)
         try:
-            lora.merge(model, [(load_adapter(path, model, partial=rng.random() < 0.3), 1.0)])
+            lora.merge(model, [(load_adapter(path, model, partial=rng.random() < 0.3), 1.0)]).undo()
             outcomes["read"] += 1
         except CheckpointError as error:
             assert "\n" not in str(error)

@@ -10,7 +10,7 @@ import torch
 from samplers import multistep, ode
 from samplers.denoiser import denoiser
 from samplers.invert import add_noise, add_noise_vp, invert, shifted_times
-from samplers.schedule import EDM, choose, karras, noise_table
+from samplers.schedules import EDM, Convention, choose, karras, noise_table
 from support.numbers import network, relative_error
 
 SD = noise_table()
@@ -55,7 +55,7 @@ def test_ddim_inversion_equals_diffusers(schedule, steps, prediction):
         clip_sample=False,
         prediction_type=PREDICTIONS[prediction],
     )
-    down, times = choose(SD, schedule, steps, whole_times=True, ends_at_zero=False)
+    down, times = choose(SD, schedule, steps, Convention(whole_times=True, ends_at_zero=False))
     sigmas = down[::-1]
     denoise = denoiser(network, SD, prediction, shifted_times(times, sigmas))
     ours = final(ode.euler(denoise, picture(torch.float64) * sqrt(1 + sigmas[0] ** 2), sigmas))
@@ -67,7 +67,7 @@ def test_ddim_inversion_equals_diffusers(schedule, steps, prediction):
 def test_dpmpp_inversion_equals_diffusers(steps, prediction):
     """The same sampler on the ascending list."""
     inverse = diffusers.DPMSolverMultistepInverseScheduler(**BETAS, prediction_type=PREDICTIONS[prediction])
-    down, times = choose(SD, "linspace", steps, drops_last=True, whole_times=True, ends_at_zero=False)
+    down, times = choose(SD, "linspace", steps, Convention(drops_last=True, whole_times=True, ends_at_zero=False))
     sigmas = down[::-1]
     x = picture(torch.float64) * sqrt(1 + sigmas[0] ** 2)
     ours = final(multistep.dpmpp_2m(denoiser(network, SD, prediction, times), x, sigmas))
@@ -79,7 +79,7 @@ def test_diffusers_dpmpp_inversion_stands_still_in_its_last_karras_step():
     inverse = diffusers.DPMSolverMultistepInverseScheduler(**BETAS, use_karras_sigmas=True)
     inverse.set_timesteps(10)
     assert inverse.sigmas[-1] == inverse.sigmas[-2] and len(inverse.timesteps) == 10
-    ours = choose(SD, "karras", 10, ends_at_zero=False)[0][::-1]
+    ours = choose(SD, "karras", 10, Convention(ends_at_zero=False))[0][::-1]
     assert ours[-1] == SD.sigma_max and ours[-2] < 0.7 * ours[-1] and len(ours) == 11
 
 

@@ -12,13 +12,12 @@ import diffusers
 import pytest
 import torch
 
-from samplers import SAMPLERS, adams, find, multistep, ode, predictor_corrector, singlestep
-from samplers.coefficients import adjusted
+from samplers import SAMPLERS, adams, find, multistep, ode, predictor_corrector, published, singlestep
+from samplers.basics import white
 from samplers.denoiser import denoiser
-from samplers.noise import BrownianTree, Streams
-from samplers.schedule import EDM, choose, noise_table, start_scale
-from samplers.spacing import karras
-from support.numbers import denoise, network, relative_error, trajectory, unit_noise
+from samplers.noise import Streams
+from samplers.schedules import EDM, Convention, choose, karras, noise_table, start_std
+from support.numbers import TwoEstimates, denoise, network, relative_error, trajectory, unit_noise
 from support.paths import ROOT
 
 SHAPE = (2, 4, 4, 4)
@@ -46,18 +45,15 @@ CLASSES = {
 def run(name: str, denoise, x: torch.Tensor, sigmas: list[float], seeds=SEEDS) -> list:
     """All steps of a sampler as its table has it; those of CFG++ are given two estimates."""
     sampler = SAMPLERS[name]
-    both = (lambda x, sigma: (denoise(x, sigma), 0.9 * denoise(x, sigma))) if sampler.takes_pairs else denoise
-    noise = Streams(seeds, x.shape[1:])
-    if sampler.noise == "brownian":
-        noise = BrownianTree(seeds, x.shape[1:], min(s for s in sigmas if s > 0), sigmas[0])
-    return list(sampler.run(both, x, sigmas, *([noise] if sampler.stochastic else [])))
+    noise = sampler.noise(Streams(seeds, x.shape[1:]), sigmas)
+    return list(sampler.run(TwoEstimates(denoise, 0.9), x, sigmas, noise))
 
 
 def ours(name: str, schedule: str, steps: int) -> torch.Tensor:
     """Final latents as a UNet sees them."""
     sampler = SAMPLERS[name]
-    sigmas, times = choose(SD, schedule, steps, 1, sampler.drops_last, sampler.whole_times, sampler.ends_at_zero)
-    x = unit_noise() * start_scale(sigmas[0], schedule, sampler.unit_variance)
+    sigmas, times = choose(SD, schedule, steps, sampler.convention)
+    x = unit_noise() * start_std(sigmas[0], schedule, sampler.convention)
     return run(name, denoiser(network, SD, "eps", times), x, sigmas)[-1].x / sqrt(1 + sigmas[-1] ** 2)
 
 
@@ -96,8 +92,8 @@ def test_trajectory_on_our_own_levels_equals_diffusers(name, schedule):
 
 EDM_PAIRS = {  # Playground v2.5's own scheduler and the Euler one: ours, theirs, options, schedule, where it differs
     "dpmpp_2m": (multistep.dpmpp_2m, EDM_MULTI, {}, "karras", {}),
-    "dpmpp_2m heun": (partial(multistep.dpmpp_2m, second="exact"), EDM_MULTI, dict(solver_type="heun"), "karras", {}),
-    "dpmpp_3m": (partial(multistep.dpmpp_3m, third="published"), EDM_MULTI, dict(solver_order=3), "karras", {}),
+    "dpmpp_2m heun": (partial(multistep.dpmpp, second="exact"), EDM_MULTI, dict(solver_type="heun"), "karras", {}),
+    "dpmpp_3m": (published.dpmpp_3m, EDM_MULTI, dict(solver_order=3), "karras", {}),
     "dpmpp_2m_sde": (
         partial(multistep.dpmpp_2m_sde, short=15),
         EDM_MULTI,
@@ -105,13 +101,7 @@ EDM_PAIRS = {  # Playground v2.5's own scheduler and the Euler one: ours, theirs
         "karras",
         {},
     ),
-    "dpmpp_2m to sigma_min": (
-        multistep.dpmpp_2m,
-        EDM_MULTI,
-        dict(final_sigmas_type="sigma_min"),
-        "karras",
-        dict(ends_at_zero=False, repeats_last=True),
-    ),
+    "dpmpp_2m to sigma_min": (multistep.dpmpp_2m, EDM_MULTI, dict(final_sigmas_type="sigma_min"), "karras", None),
     "dpmpp_2m, exponential": (multistep.dpmpp_2m, EDM_MULTI, dict(sigma_schedule="exponential"), "exponential", {}),
     "euler": (SAMPLERS["euler"].run, diffusers.EDMEulerScheduler, {}, "karras", {}),
     "euler, exponential": (
@@ -130,16 +120,19 @@ def test_edm_trajectory_equals_diffusers(name):
     stochastic = name == "dpmpp_2m_sde"
     for prediction, theirs in (("eps", "epsilon"), ("v", "v_prediction")):
         for steps in (1, 2, 5, 14, 15, 20):
-            sigmas, times = choose(EDM(), schedule, steps, **chosen)
+            if chosen is None:  # to sigma_min, which diffusers reaches one step early
+                sigmas, times = published.choose_range(EDM(), schedule, steps, Convention(ends_at_zero=False))
+            else:
+                sigmas, times = choose(EDM(), schedule, steps)
             if (steps, schedule) == (1, "exponential"):
                 continue  # theirs begins at the smallest level
             other = scheduler(**options, prediction_type=theirs, sigma_max=80.0)
             other.set_timesteps(steps)
             generators = dict(generator=[torch.Generator().manual_seed(seed) for seed in SEEDS]) if stochastic else {}
             xs = trajectory(other, unit_noise() * other.init_noise_sigma, network, **generators)
-            y = unit_noise() * start_scale(sigmas[0], schedule, True)
-            noise = [Streams(SEEDS, SHAPE[1:])] if stochastic else []
-            for step, x in zip(ours(denoiser(network, EDM(), prediction, times), y, sigmas, *noise), xs, strict=True):
+            y = unit_noise() * start_std(sigmas[0], schedule)
+            noise = Streams(SEEDS, SHAPE[1:])
+            for step, x in zip(ours(denoiser(network, EDM(), prediction, times), y, sigmas, noise), xs, strict=True):
                 # one or two steps of their Euler leave the rounding of x at 80 in a picture of size 1
                 assert relative_error(step.x, x) < (1e-4 if name.startswith("euler") and steps < 3 else 5e-6)
 
@@ -157,9 +150,9 @@ def test_trajectory_from_zero_signal_equals_diffusers(name, scheduler):
         )
         other.set_timesteps(steps)
         xs = trajectory(other, unit_noise() * other.init_noise_sigma)
-        sigmas, times = choose(levels, "trailing", steps, 1, sampler.drops_last, sampler.whole_times)
+        sigmas, times = choose(levels, "trailing", steps, sampler.convention)
         assert sigmas[0] == 4096
-        y = unit_noise() * start_scale(sigmas[0], "trailing", sampler.unit_variance)
+        y = unit_noise() * start_std(sigmas[0], "trailing", sampler.convention)
         all_steps = sampler.run(denoiser(network, levels, "v", times), y, sigmas)
         for step, lower, x in zip(all_steps, sigmas[1:], xs, strict=True):
             assert relative_error(step.x / sqrt(1 + lower**2), x) < 5e-6
@@ -188,9 +181,7 @@ def test_a_run_that_ends_above_zero_keeps_its_noise(name):
     sigmas = [20 * (0.5 / 20) ** (i / 60) for i in range(61)]
     x = torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0)) * 20
     sampler = SAMPLERS[name]
-    both = (lambda x, sigma: (gaussian(x, sigma),) * 2) if sampler.takes_pairs else gaussian
-    more = [Streams([3], (1, 200, 200))] if sampler.stochastic else []
-    *_, last = sampler.run(both, x, sigmas, *more)
+    *_, last = sampler.run(gaussian, x, sigmas, Streams([3], (1, 200, 200)))
     expected = 0.25 + 0.25
     if name in ("lcm", "tcd"):
         pytest.skip("made for networks that estimate the picture in one step")
@@ -211,10 +202,8 @@ def test_only_stochastic_samplers_draw_and_only_from_their_source(name):
     sampler, before = SAMPLERS[name], torch.get_rng_state()
     streams = Streams(SEEDS, SHAPE[1:])
     states = [g.get_state() for g in streams.generators]
-    estimate = denoiser(network, SD, "eps")
-    denoise = (lambda x, sigma: (estimate(x, sigma),) * 2) if sampler.takes_pairs else estimate
     sigmas = choose(SD, "leading", 24)[0]
-    list(sampler.run(denoise, 8 * unit_noise(), sigmas, *([streams] if sampler.stochastic else [])))
+    list(sampler.run(denoiser(network, SD, "eps"), 8 * unit_noise(), sigmas, streams))
     assert torch.equal(before, torch.get_rng_state())
     untouched = all(torch.equal(a, g.get_state()) for a, g in zip(states, streams.generators))
     assert untouched == (not sampler.stochastic or name in ("ddim", "exp_heun_2_x0"))
@@ -237,9 +226,7 @@ def test_no_sampler_waits_for_the_device(name):
     dpm_adaptive alone does: its next step depends on an error."""
     gaussian = lambda x, sigma: x * (0.25 / (0.25 + sigma**2))
     sampler, x = SAMPLERS[name], torch.zeros(SHAPE, device="meta")
-    both = (lambda x, sigma: (gaussian(x, sigma),) * 2) if sampler.takes_pairs else gaussian
-    noise = [lambda *_: torch.zeros_like(x)] if sampler.stochastic else []
-    steps = sampler.run(both, x, choose(SD, "leading", 24)[0], *noise)
+    steps = sampler.run(gaussian, x, choose(SD, "leading", 24)[0], lambda *_: torch.zeros_like(x))
     if name == "dpm_adaptive":
         with pytest.raises(RuntimeError, match="item"):
             next(steps)
@@ -260,13 +247,15 @@ SCALED |= {
 @pytest.mark.parametrize("name", SCALED)
 def test_s_noise_scales_every_draw(name):
     """Exactly, as half a draw has the same digits; and with s_noise 0 none matters."""
-    sampler = SAMPLERS[name.removesuffix(" with churn")]
-    both = (lambda x, sigma: (denoise(x, sigma),) * 2) if sampler.takes_pairs else denoise
 
     def end(s_noise: float, share: float) -> torch.Tensor:
         streams = Streams(SEEDS, SHAPE[1:])
         *_, last = SCALED[name](
-            both, 14.6 * unit_noise(), choose(SD, "leading", 24)[0], lambda *_: streams.draw() * share, s_noise=s_noise
+            denoise,
+            14.6 * unit_noise(),
+            choose(SD, "leading", 24)[0],
+            lambda *_: streams.draw() * share,
+            s_noise=s_noise,
         )
         return last.x
 
@@ -356,27 +345,20 @@ def test_every_scheduler_of_a_picture_model_and_every_name_of_comfyui_is_known()
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name in SAMPLERS
-        if SAMPLERS[name].noise != "brownian" and name not in ("edm_stochastic", "restart", "tcd")
-    ],
+    [name for name in SAMPLERS if SAMPLERS[name].noise is white and name not in ("edm_stochastic", "restart", "tcd")],
 )  # whose noise depends on the count of steps
 def test_a_step_of_no_length_costs_only_the_memory(name):
     """The levels of a run with one of them twice: nothing is divided by the length of that step, and what was
     remembered before it is not taken for more than it is."""
     levels = [10 * (0.01 ** (i / 60)) for i in range(61)]
     sampler, twice = SAMPLERS[name], [*levels[:30], levels[29], *levels[30:]]
-    options = {"table": SD} if sampler.takes_table else {}
-    noise = [lambda sigma, lower: torch.zeros_like(x)] if sampler.stochastic else []
     x = 10 * torch.ones(1, dtype=torch.float64)  # of pictures that are Gaussian
 
     def gaussian(x, sigma):
-        return (x * 0.49 / (0.49 + sigma**2),) * (2 if sampler.takes_pairs else 1)
+        return x * 0.49 / (0.49 + sigma**2)
 
     def end(sigmas):
-        estimate = gaussian if sampler.takes_pairs else lambda x, sigma: gaussian(x, sigma)[0]
-        *_, last = sampler.run(estimate, x, sigmas, *noise, **options)
+        *_, last = sampler.run(gaussian, x, sigmas, lambda sigma, sigma_next: torch.zeros_like(x))
         return last.x.item()
 
     assert end(twice) == pytest.approx(end(levels), rel=0.04)  # a first-order step among 60
@@ -393,7 +375,7 @@ def test_a_step_of_no_length_costs_only_the_memory(name):
         (lambda x: singlestep.singlestep(denoise, x, [2.0, 1.0, 0.0], order=4), "order 4: choose 1 to 3"),
         (lambda x: singlestep.dpm_adaptive(denoise, x, [2.0, 1.0, 0.0], order=1), "order 1: choose 2 to 3"),
         (lambda x: predictor_corrector.uni_pc(denoise, x, [2.0, 1.0, 0.0], order=4), "order 4: choose 1 to 3"),
-        (lambda x: multistep.dpmpp(denoise, x, [2.0, 1.0, 0.0], third="half"), "unknown third moment 'half'"),
+        (lambda x: multistep.dpmpp(denoise, x, [2.0, 1.0, 0.0], second="half"), "unknown second moment 'half'"),
         (
             lambda x: multistep.dpmpp(denoise, x, [2.0, 1.0, 0.0], eta=1.0),
             "none was given: pass samplers.noise.Streams",
@@ -413,8 +395,8 @@ def test_bad_names_are_refused_in_one_line():
         find("DPM++ 2M Karras")
     with pytest.raises(ValueError, match="unknown second moment 'bh3': choose one of exact, midpoint, bh1, bh2"):
         list(predictor_corrector.uni_pc(lambda x, s: x, unit_noise(), [2.0, 1.0, 0.5, 0.0], variant="bh3"))
-    with pytest.raises(ValueError, match="unknown third moment 'half': choose one of exact, published"):
-        adjusted([1.0, 0.5, 0.3], 1.0, "exact", "half")
+    with pytest.raises(ValueError, match="unknown second moment 'half': choose one of exact, midpoint, bh1, bh2"):
+        published.halved_third("half")
 
 
 def code_lines(function) -> int:
@@ -432,11 +414,9 @@ def evaluations_of(name: str) -> int:
 
     def counted(x, sigma):
         seen.append(sigma)
-        return (denoise(x, sigma),) * 2 if sampler.takes_pairs else denoise(x, sigma)
+        return denoise(x, sigma)
 
-    options = {"table": SD} if sampler.takes_table else {}
-    noise = [lambda sigma, lower: unit_noise()] if sampler.stochastic else []
-    list(sampler.run(counted, 10 * unit_noise(), [*karras(0.1, 10, 12), 0.0], *noise, **options))
+    list(sampler.run(counted, 10 * unit_noise(), [*karras(0.1, 10, 12), 0.0], lambda *_: unit_noise()))
     return len(seen)
 
 

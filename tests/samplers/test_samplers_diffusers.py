@@ -11,11 +11,11 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from samplers import SAMPLERS, adams, distilled, multistep, ode, predictor_corrector, sde, singlestep
+from samplers import SAMPLERS, adams, distilled, multistep, ode, predictor_corrector, published, sde, singlestep
 from samplers.coefficients import UNIFORM, quadrature
 from samplers.denoiser import denoiser
 from samplers.noise import Streams
-from samplers.schedule import choose, noise_table
+from samplers.schedules import choose, noise_table
 from support.numbers import network, relative_l2, trajectory, unit_noise
 
 SEEDS = (11, 12)
@@ -91,13 +91,13 @@ PAIRS = {
     # beta crowds fifty levels at both ends, where float32 loses digits of 1 - q^2; also in the other SDEs
     "dpmpp_sde": Pair(sde.dpmpp_sde, D.DPMSolverSDEScheduler, unit=False, stochastic=True, rough={50: 2e-5}, **NO_X0),
     "dpmpp_2m": Pair(multistep.dpmpp_2m, MULTI),
-    "dpmpp_2m heun": Pair(partial(multistep.dpmpp_2m, second="exact"), MULTI, dict(solver_type="heun"), **FEW),
+    "dpmpp_2m heun": Pair(partial(multistep.dpmpp, second="exact"), MULTI, dict(solver_type="heun"), **FEW),
     "dpmpp_2m to sigma_min": Pair(multistep.dpmpp_2m, MULTI, LOW),
     "dpmpp of order 1": Pair(ode.euler, MULTI, dict(solver_order=1), **FEW),
-    "dpmpp_3m": Pair(partial(multistep.dpmpp_3m, third="published"), MULTI, dict(solver_order=3)),
+    "dpmpp_3m": Pair(published.dpmpp_3m, MULTI, dict(solver_order=3)),
     # the weights of order 3 lose digits in float32 where steps are short
     "dpmpp_3m to sigma_min": Pair(
-        partial(multistep.dpmpp_3m, third="published", second="exact"),
+        partial(multistep.dpmpp_3m, second=published.halved_third("exact")),
         MULTI,
         dict(solver_order=3, solver_type="heun") | LOW,
         tolerance=1e-5,
@@ -113,7 +113,7 @@ PAIRS = {
     ),
     # the wrong sign makes x grow to hundreds, and differences with it; also in the singlestep one
     "dpmpp_3m_sde": Pair(
-        partial(multistep.dpmpp_3m_sde, short=15, second="midpoint", third="diffusers_sde"),
+        partial(multistep.dpmpp_3m_sde, short=15, second=published.third_of_sde()),
         MULTI,
         dict(solver_order=3) | NOISY,
         stochastic=True,
@@ -123,7 +123,7 @@ PAIRS = {
     # one step from 14.6 to 0.03, and order 3 as above
     **{
         f"dpm_solver of order {order}, {kind}": Pair(
-            partial(multistep.dpm_solver, order=order, second=second, third="published"),
+            partial(multistep.dpm_solver, order=order, second=published.halved_third(second)),
             MULTI,
             dict(algorithm_type="dpmsolver", solver_order=order, solver_type=kind) | LOW,
             tolerance=1e-5 if order == 3 else 5e-6,
@@ -164,7 +164,7 @@ PAIRS = {
         partial(singlestep.singlestep, order=3), SINGLE, dict(solver_order=3) | LOW, float64=True, **OWN
     ),
     "singlestep with noise": Pair(
-        partial(singlestep.singlestep, order=3, second="exact", third="diffusers_sde_singlestep", eta=1.0),
+        partial(singlestep.singlestep, order=3, second="exact", third=published.third_of_singlestep_sde(), eta=1.0),
         SINGLE,
         dict(solver_order=3, solver_type="heun") | NOISY,
         stochastic=True,
@@ -275,15 +275,17 @@ def compare(pair: Pair, scheduler, prediction: str, dtype: torch.dtype = torch.f
 
     sigmas, times, told = levels(scheduler)
     scale = [sqrt(1 + sigma**2) if pair.unit else 1.0 for sigma in sigmas]
-    noise = [Streams(SEEDS, (4, 4, 4))] if pair.stochastic else []
-    steps = pair.ours(denoiser(network, SD, prediction, times), start * scale[0], sigmas, *noise, **told)
+    ours = partial(told.pop("sampler"), **getattr(pair.ours, "keywords", {})) if "sampler" in told else pair.ours
+    noise = Streams(SEEDS, (4, 4, 4))
+    steps = ours(denoiser(network, SD, prediction, times), start * scale[0], sigmas, noise, **told)
     ours = torch.stack([step.x / s for step, s in zip(steps, scale[1:])])
     largest = lambda x: x.abs().flatten(1).amax(1)
     return (largest(ours - theirs) / largest(theirs)).max().item()  # NaN, if there is one
 
 
 def levels(scheduler) -> tuple[list[float], dict[float, float], dict]:
-    """The levels between which a scheduler goes, the times it gives the network, and where it misses the levels."""
+    """The levels between which a scheduler goes, the times it gives the network, and, where it misses the levels, the
+    faithful sampler with its options."""
     times = scheduler.timesteps.tolist()
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.tolist()
@@ -291,10 +293,12 @@ def levels(scheduler) -> tuple[list[float], dict[float, float], dict]:
             sigmas, times = [sigmas[0], *sigmas[1 : len(times) + 1 : 2]], times[::2]
         return sigmas, dict(zip(sigmas, times)), {}
     end = 0.0 if isinstance(scheduler, D.DDPMScheduler | D.LCMScheduler) else SD.sigmas[0]
-    told = dict(targets=sde.strided(SD, times, end)) if isinstance(scheduler, D.DDIMScheduler) else {}
+    told = {}
+    if isinstance(scheduler, D.DDIMScheduler):
+        told = dict(sampler=published.ddim_strided, targets=published.strided_targets(SD, times, end))
     if isinstance(scheduler, D.PNDMScheduler):
         times = times[:1] + times[2:]
-        told = dict(legs=adams.strided_legs(SD, times, end))
+        told = dict(sampler=published.plms_strided, legs=published.strided_legs(SD, times, end))
     sigmas = [SD.sigmas[t] for t in times]
     return [*sigmas, end], dict(zip(sigmas, times)), told
 
@@ -443,7 +447,8 @@ def test_ddim_goes_to_the_next_time_where_diffusers_misses_it(spacing):
     sigmas, times, told = levels(scheduler)
     denoise, start = denoiser(gaussian_noise, SD, "eps", times), sqrt(1 + sigmas[0] ** 2) * unit_noise()
     exact = start * sqrt((1 / 4 + sigmas[-1] ** 2) / (1 / 4 + sigmas[0] ** 2))
-    (*_, ours), (*_, faithful) = (sde.ddim(denoise, start, sigmas, None, **options) for options in ({}, told))
+    (*_, ours) = sde.ddim(denoise, start, sigmas)
+    (*_, faithful) = published.ddim_strided(denoise, start, sigmas, targets=told["targets"])
     error = lambda x: ((x - exact).norm() / exact.norm()).item()
     assert error(faithful.x) == pytest.approx(error(theirs * sqrt(1 + sigmas[-1] ** 2)), rel=1e-3)
     assert error(ours.x) < 0.01 < 0.06 < error(faithful.x)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from samplers import SAMPLERS, adams, cfg_pp, distilled, multistep, ode, predictor_corrector, sde, singlestep
+from samplers import SAMPLERS, adams, cfg_pp, distilled, multistep, ode, predictor_corrector, published, sde, singlestep
 from samplers.coefficients import UNIFORM, ancestral, moments, quadrature
-from samplers.schedule import karras, noise_table
+from samplers.schedules import karras, noise_table
 from samplers.step import Step
 from support.numbers import denoise
 
@@ -90,7 +90,7 @@ TWINS = {  # names of the same map: sampler, sampler, draws
     ),
     "res_multistep is dpmpp_2m with exact weights": (
         multistep.res_multistep,
-        partial(multistep.dpmpp_2m, second="exact", short=0),
+        partial(multistep.dpmpp, second="exact", short=0),
         False,
     ),
     "res_multistep is its ancestral, eta 0": (
@@ -147,6 +147,22 @@ def test_two_names_are_one_map(name):
     first, second, draws = TWINS[name]
     sigmas = [noise_table().sigma(t) for t in (999, 700, 500, 300, 100, 0)] if name.startswith("tcd") else SIGMAS
     check(end(first, sigmas, white() if draws else None), end(second, sigmas, white() if draws else None), 1e-10)
+
+
+@pytest.mark.parametrize("short", [0, 15])
+@pytest.mark.parametrize("count", [1, 2, 7, 14, 15, 30])
+def test_the_two_samplers_to_read_first_are_cases_of_the_general_form(count, short):
+    """euler and dpmpp_2m are written out in basics.py; multistep.dpmpp computes the same weights by quadrature."""
+    sigmas = [*karras(0.03, 14.6, count), 0.0]
+    check(end(ode.euler, sigmas), end(partial(multistep.dpmpp, order=1, short=short), sigmas))
+    check(end(partial(multistep.dpmpp_2m, short=short), sigmas), end(partial(multistep.dpmpp, short=short), sigmas))
+    if count > 2:  # and where a level is there twice, or the levels rise
+        twice = [*sigmas[:2], sigmas[1], *sigmas[2:]]
+        for levels in (twice, sigmas[-2::-1]):
+            check(
+                end(partial(multistep.dpmpp_2m, short=short), levels),
+                end(partial(multistep.dpmpp, short=short), levels),
+            )
 
 
 def test_equal_steps_make_lms_and_gradient_estimation_ipndm():
@@ -255,7 +271,9 @@ def test_er_sde_formula():
             bend = (slopes[-1] - slopes[-2]) / ((a - SIGMAS[i - 2]) / 2)
             new = new + ((b - a) ** 2 / 2 + f(b) * quad(lambda s: (s - a) / f(s), b, a)[0]) * bend  # noqa: B023
         x = new + sqrt(b**2 - (r * a) ** 2) * z()
-    check(end(partial(multistep.er_sde, third="published", points=2000), noise=white()), x, 1e-6)  # by midpoints
+    check(
+        end(partial(multistep.er_sde, moments=published.er_moments, points=2000), noise=white()), x, 1e-6
+    )  # by midpoints
 
 
 @pytest.mark.parametrize("eta", [0.6, 1.0])
@@ -345,9 +363,9 @@ def test_sa_solver_is_noisy_between_times_200_and_800(name):
     assert draws == sigmas[:-1] and moved == [False] * 3 + [True] * 4 + [False] * 3
 
 
-@pytest.mark.parametrize("published", [False, True])
-def test_res_multistep_ancestral_formula(published):
-    """arXiv 2308.02157 with noise as ComfyUI adds it; published: also with its measure of the last step."""
+@pytest.mark.parametrize("faithful", [False, True])
+def test_res_multistep_ancestral_formula(faithful):
+    """arXiv 2308.02157 with noise as ComfyUI adds it; faithful: also with its measure of the last step."""
     x, z, old, old_down = START, white(), None, None
     for i, (a, b) in enumerate(pairwise(SIGMAS)):
         x0 = denoise(x, a)
@@ -355,11 +373,12 @@ def test_res_multistep_ancestral_formula(published):
         if down == 0 or old is None:
             x = x0 + down / a * (x - x0)
         else:
-            h, last = log(a / down), log(SIGMAS[i - 1] / (old_down if published else a))
+            h, last = log(a / down), log(SIGMAS[i - 1] / (old_down if faithful else a))
             w = (1 - (1 - exp(-h)) / h) * h / last
             x = down / a * x + (1 - exp(-h) + w) * x0 - w * old
         x, old, old_down = x + up * z() if b > 0 else x, x0, down
-    check(end(partial(multistep.res_multistep_ancestral, published=published), noise=white()), x)
+    sampler = published.res_multistep_ancestral if faithful else multistep.res_multistep_ancestral
+    check(end(sampler, noise=white()), x)
 
 
 @pytest.mark.parametrize(
@@ -393,14 +412,23 @@ def both(x, sigma):
     return denoise(x, sigma), unguided(x, sigma)
 
 
+class Both:
+    """A denoiser with guidance."""
+
+    pair = staticmethod(both)
+
+    def __call__(self, x, sigma):
+        return denoise(x, sigma)
+
+
 def test_cfg_pp_formulas():
     """arXiv 2406.08070: x' = guided + (b / a) (x - unguided)."""
     x, y, z = START, START, white()
     for a, b in pairwise(SIGMAS):
         x = denoise(x, a) + b / a * (x - unguided(x, a))
         y = denoise(y, a) + b * b / a**2 * (y - unguided(y, a)) + (b * sqrt(1 - (b / a) ** 2) * z() if b else 0)
-    check(end(cfg_pp.euler_cfg_pp, estimate=both), x)
-    check(end(cfg_pp.euler_ancestral_cfg_pp, noise=white(), estimate=both), y)
+    check(end(cfg_pp.euler_cfg_pp, estimate=Both()), x)
+    check(end(cfg_pp.euler_ancestral_cfg_pp, noise=white(), estimate=Both()), y)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -413,14 +441,14 @@ def test_dpmpp_2m_cfg_pp_formula(mixed):
             r = log(SIGMAS[i - 1] / a) / log(a / b)
             new = new + (1 - b / a) / (2 * r) * ((guided if mixed else free) - old)
         x, old = new, free
-    check(end(partial(cfg_pp.dpmpp_2m_cfg_pp, mixed=mixed), estimate=both), x)
+    sampler = published.dpmpp_2m_cfg_pp if mixed else cfg_pp.dpmpp_2m_cfg_pp
+    check(end(sampler, estimate=Both()), x)
 
 
 def test_without_guidance_cfg_pp_is_the_plain_sampler():
-    same = lambda x, sigma: (denoise(x, sigma),) * 2
-    check(end(cfg_pp.euler_cfg_pp, estimate=same), end(ode.euler))
-    check(end(cfg_pp.euler_ancestral_cfg_pp, noise=white(), estimate=same), end(sde.euler_ancestral, noise=white()))
-    check(end(cfg_pp.dpmpp_2m_cfg_pp, estimate=same), end(partial(multistep.dpmpp_2m, short=0)))
+    check(end(cfg_pp.euler_cfg_pp), end(ode.euler))
+    check(end(cfg_pp.euler_ancestral_cfg_pp, noise=white()), end(sde.euler_ancestral, noise=white()))
+    check(end(cfg_pp.dpmpp_2m_cfg_pp), end(partial(multistep.dpmpp_2m, short=0)))
 
 
 def test_comfyui_ends_uni_pc_at_a_thousandth():

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from samplers import SAMPLERS, adams, multistep, ode, sde, singlestep
+from samplers import SAMPLERS, adams, multistep, ode, published, sde, singlestep
 from support.numbers import denoise
 
 SHAPE = (2, 4, 3, 3)
@@ -79,7 +79,7 @@ STOCHASTIC = {
     "dpmpp_2s_ancestral": sde.dpmpp_2s_ancestral,
     "dpmpp_sde": sde.dpmpp_sde,
     "dpmpp_2m_sde": multistep.dpmpp_2m_sde,
-    "dpmpp_3m_sde": partial(multistep.dpmpp_3m_sde, third="published"),
+    "dpmpp_3m_sde": published.dpmpp_3m_sde,
 }
 CRASHES = ("dpmpp_2m_sde", "dpmpp_3m_sde")  # k-diffusion, on a schedule of one step
 

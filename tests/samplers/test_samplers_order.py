@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from samplers import SAMPLERS, adams, cfg_pp, multistep, ode, predictor_corrector, sde, singlestep
+from samplers import SAMPLERS, adams, cfg_pp, multistep, ode, predictor_corrector, published, sde, singlestep
 
 SHARES, MEANS, DEVIATIONS = (torch.tensor(row, dtype=torch.float64) for row in ((0.3, 0.7), (-1.2, 0.8), (0.6, 0.9)))
 POINTS = torch.tensor([-2.0, -0.9, -0.3, 0.2, 0.8, 1.7], dtype=torch.float64)
@@ -40,11 +40,6 @@ def runge_kutta_start(denoise, x, sigmas):
     return adams.plms(denoise, x, sigmas, middles=[(a + b) / 2 for a, b in zip(sigmas[:3], sigmas[1:4])])
 
 
-def unguided(sampler):
-    """Of CFG++, whose two estimates are one where there is no guidance."""
-    return lambda denoise, x, sigmas: sampler(lambda x, sigma: (denoise(x, sigma),) * 2, x, sigmas)
-
-
 # theory, sampler, steps; then where it is measured. High levels make the low order of the first steps harmless.
 WIDE, USUAL, EQUAL = (geometric, 1000.0, 0.1), (geometric, 80.0, 0.1), (equal, 60.0, 2.0)
 still = lambda sampler, **options: partial(sampler, noise=None, eta=0.0, **options)
@@ -65,12 +60,17 @@ ORDERS = {
     "res_multistep": (2, multistep.res_multistep, 80, USUAL),
     "res_multistep_ancestral": (2, still(multistep.res_multistep_ancestral), 80, USUAL),
     "dpmpp_3m": (3, multistep.dpmpp_3m, 160, WIDE),
-    "dpmpp_3m as published": (2, partial(multistep.dpmpp_3m, third="published"), 160, WIDE),
+    "dpmpp_3m as published": (2, published.dpmpp_3m, 160, WIDE),
     "dpmpp_3m_sde": (3, still(multistep.dpmpp_3m_sde), 160, WIDE),
     "dpm_solver 1": (1, partial(multistep.dpm_solver, order=1), 80, USUAL),
     "dpm_solver 2": (2, partial(multistep.dpm_solver, order=2), 80, USUAL),
     "dpm_solver 3": (3, partial(multistep.dpm_solver, order=3), 160, USUAL),
-    "dpm_solver 3 as published": (2, partial(multistep.dpm_solver, order=3, third="published"), 160, USUAL),
+    "dpm_solver 3 as published": (
+        2,
+        partial(multistep.dpm_solver, order=3, second=published.halved_third()),
+        160,
+        USUAL,
+    ),
     **{f"deis {k}": (k, partial(multistep.deis, order=k), 160, USUAL) for k in (1, 2, 3)},
     **{
         f"singlestep {k}, {second}": (k, partial(singlestep.singlestep, order=k, second=second), 48 * k, USUAL)
@@ -97,7 +97,7 @@ ORDERS = {
     "er_sde": (3, partial(multistep.er_sde, noise=None, scale=lambda sigma: sigma, s_noise=0.0), 80, USUAL),
     "er_sde as published": (
         2,
-        partial(multistep.er_sde, noise=None, scale=lambda sigma: sigma, s_noise=0.0, third="published"),
+        partial(multistep.er_sde, noise=None, scale=lambda sigma: sigma, s_noise=0.0, moments=published.er_moments),
         80,
         USUAL,
     ),
@@ -109,8 +109,8 @@ ORDERS = {
     "dpm_fast": (3, singlestep.dpm_fast, 242, USUAL),  # 3 n + 2 evaluations: the last block is of order 2
     "dpm_fast, 3 n": (2, singlestep.dpm_fast, 240, USUAL),  # and here of order 1
     "ddim": (1, still(sde.ddim), 80, USUAL),
-    "euler_cfg_pp": (1, unguided(cfg_pp.euler_cfg_pp), 80, USUAL),
-    "dpmpp_2m_cfg_pp": (2, unguided(cfg_pp.dpmpp_2m_cfg_pp), 80, USUAL),
+    "euler_cfg_pp": (1, cfg_pp.euler_cfg_pp, 80, USUAL),
+    "dpmpp_2m_cfg_pp": (2, cfg_pp.dpmpp_2m_cfg_pp, 80, USUAL),
 }
 
 
@@ -176,7 +176,7 @@ STOCHASTIC = {  # the weak order: by theory where it says one, else as the deter
     "dpmpp_2m_sde": (2, multistep.dpmpp_2m_sde),
     "dpmpp_2m_sde_heun": (2, SAMPLERS["dpmpp_2m_sde_heun"].run),
     "dpmpp_3m_sde": (2, multistep.dpmpp_3m_sde),
-    "dpmpp_3m_sde, as published": (2, partial(multistep.dpmpp_3m_sde, third="published")),
+    "dpmpp_3m_sde, as published": (2, published.dpmpp_3m_sde),
     "dpm_solver, eta 1": (2, partial(multistep.dpm_solver, eta=1.0)),
     "dpm_solver, eta 1/2": (1, partial(multistep.dpm_solver, eta=0.5)),
     "singlestep, eta 1": (1, partial(singlestep.singlestep, eta=1.0)),  # each step draws as if it were the first
@@ -184,7 +184,7 @@ STOCHASTIC = {  # the weak order: by theory where it says one, else as the deter
     "sa_solver": (2, partial(predictor_corrector.sa_solver, short=0)),
     "sa_solver_pece": (2, partial(predictor_corrector.sa_solver, pece=True, short=0)),
     "er_sde": (2, multistep.er_sde),
-    "er_sde, as published": (2, partial(multistep.er_sde, third="published")),
+    "er_sde, as published": (2, partial(multistep.er_sde, moments=published.er_moments)),
     "seeds_2": (2, singlestep.seeds_2),
     "seeds_3": (2, singlestep.seeds_3),
     "exp_heun_2_x0_sde": (2, SAMPLERS["exp_heun_2_x0_sde"].run),
@@ -207,8 +207,8 @@ def test_variance_of_gaussian_data_converges(name):
 
 def test_wrong_sign_of_the_third_order_sde():
     """With few steps, where its extra difference matters most: diffusers' weight has more than twice the error."""
-    right, published, wrong = (
-        abs(variance(partial(multistep.dpmpp_3m_sde, third=third), geometric(80.0, 0.1, 20)) / (0.7**2 + 0.1**2) - 1)
-        for third in ("exact", "published", "diffusers_sde")
+    right, halved, wrong = (
+        abs(variance(partial(multistep.dpmpp_3m_sde, second=rule), geometric(80.0, 0.1, 20)) / (0.7**2 + 0.1**2) - 1)
+        for rule in ("exact", published.halved_third("exact"), published.third_of_sde("exact"))
     )
-    assert wrong > 2.5 * max(right, published)
+    assert wrong > 2.5 * max(right, halved)

@@ -12,7 +12,7 @@ from ldm.config import NoiseConfig
 from samplers import SAMPLERS
 from samplers.denoiser import denoiser
 from samplers.noise import BrownianTree, Streams
-from samplers.schedule import choose, noise_table, start_scale
+from samplers.schedules import choose, noise_table, start_std
 from support.numbers import relative_l2
 
 PROMPT = "a red apple"
@@ -38,7 +38,7 @@ def test_cfg_pp_is_its_formula_on_two_runs_of_the_network(model):
         for c in (cond, uncond)
     )
     sigmas, _ = choose(levels, facts.schedule, 4)
-    x = Streams([3], (4, 8, 8)).draw() * start_scale(sigmas[0], facts.schedule, False)
+    x = Streams([3], (4, 8, 8)).draw() * start_std(sigmas[0], facts.schedule, SAMPLERS["euler_cfg_pp"].convention)
     for sigma, lower in pairwise(sigmas):
         without = free(x, sigma)
         x = without + scale * (given(x, sigma) - without) + lower / sigma * (x - without)

@@ -1,7 +1,10 @@
 """Schedules against diffusers, k-diffusion and the formulas of ComfyUI and A1111; the faults of these by name."""
 
 import ast
+import hashlib
 import math
+import struct
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,9 +14,21 @@ import pytest
 import torch
 from scipy import stats
 
-from samplers import parts, spacing, tables
-from samplers.beta import quantile
-from samplers.schedule import EDM, SCHEDULES, at_sigmas, at_times, choose, noise_table, start_scale
+from samplers import published, schedules
+from samplers.schedules import (
+    EDM,
+    EXACT,
+    SCHEDULES,
+    Convention,
+    at_times,
+    choose,
+    cut,
+    noise_table,
+    start_std,
+    tables,
+    with_times,
+)
+from samplers.schedules.beta_quantile import quantile
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SD = noise_table()
@@ -21,18 +36,20 @@ T = len(SD.sigmas)
 COUNTS = [1, 2, 5, 14, 15, 20, 50, 61, 103, 1000]
 FEW = [2, 15, 20]  # for classes that share a method with one that has them all
 RANGES = [name for name, schedule in SCHEDULES.items() if schedule.of == "range"]
-DPM = dict(drops_last=True, whole_times=True)
+DPM = Convention(drops_last=True, whole_times=True)
+LOW = replace(DPM, ends_at_zero=False)
+EULER = Convention(unit_variance=False)
 CLASSES = {  # diffusers' class -> how it chooses; `extra` are its own settings
-    "EulerDiscreteScheduler": dict(),
-    "LMSDiscreteScheduler": dict(),
-    "EulerAncestralDiscreteScheduler": dict(),
-    "HeunDiscreteScheduler": dict(),
-    "DDIMScheduler": dict(whole_times=True),
-    "DDPMScheduler": dict(whole_times=True),
+    "EulerDiscreteScheduler": EXACT,
+    "LMSDiscreteScheduler": EXACT,
+    "EulerAncestralDiscreteScheduler": EXACT,
+    "HeunDiscreteScheduler": EXACT,
+    "DDIMScheduler": Convention(whole_times=True),
+    "DDPMScheduler": Convention(whole_times=True),
     "DPMSolverMultistepScheduler": DPM,
     "UniPCMultistepScheduler": DPM,
-    "DEISMultistepScheduler": DPM | dict(ends_at_zero=False),
-    "SASolverScheduler": DPM | dict(ends_at_zero=False),
+    "DEISMultistepScheduler": LOW,
+    "SASolverScheduler": LOW,
 }
 SPACED = [name for name in CLASSES if name[:4] not in ("DDIM", "DDPM")]  # those that keep a list of sigmas
 SKIPPED = {
@@ -57,9 +74,9 @@ def theirs(name: str, steps: int, **settings):
 @pytest.mark.parametrize("name", CLASSES)
 def test_spacings_equal_diffusers(name, schedule):
     for steps in COUNTS:
-        if (schedule, steps) in SKIPPED or CLASSES[name].get("drops_last") and steps == 1000:
+        if (schedule, steps) in SKIPPED or CLASSES[name].drops_last and steps == 1000:
             continue  # there is no time more than 1000 that could be dropped
-        sigmas, times = choose(SD, schedule, steps, **CLASSES[name])
+        sigmas, times = choose(SD, schedule, steps, CLASSES[name])
         expected_times, expected_sigmas = theirs(name, steps, timestep_spacing=schedule)
         assert np.allclose(list(times.values()), expected_times, rtol=1e-7)  # float32 rounding of the fractions
         if name in SPACED:
@@ -73,7 +90,7 @@ def test_spacings_equal_diffusers(name, schedule):
 def test_ranges_equal_those_of_diffusers_multistep_classes(name, law):
     """Over the whole table; the times of exponential and beta are cut off, those of karras are rounded."""
     for steps in COUNTS[1:] if name.startswith("DPM") else FEW:
-        sigmas, times = choose(SD, law, steps, **CLASSES[name], truncates=law != "karras", repeats_last=True)
+        sigmas, times = published.choose_range(SD, law, steps, CLASSES[name])
         expected_times, expected_sigmas = theirs(name, steps, **{f"use_{law}_sigmas": True})
         assert np.allclose(sigmas, expected_sigmas, rtol=1e-7, atol=0)
         different = sum(a != b for a, b in zip(times.values(), expected_times))
@@ -106,8 +123,8 @@ def test_edm_ranges_equal_diffusers():
 
 def test_times_of_distilled_models_equal_diffusers():
     for steps in range(1, 51):
-        assert spacing.lcm(steps) == list(theirs("LCMScheduler", steps)[0])
-    assert spacing.lcm(4) == [999, 759, 499, 259]
+        assert schedules.lcm(steps) == list(theirs("LCMScheduler", steps)[0])
+    assert schedules.lcm(4) == [999, 759, 499, 259]
 
 
 def k_diffusion() -> dict:
@@ -129,18 +146,18 @@ def double():
 @pytest.mark.parametrize("levels", [SD, EDM()], ids=["SD", "EDM"])
 def test_ranges_equal_k_diffusion(double, levels):
     """Both in float64: a few roundings of 1e-16, which the power of 7 multiplies."""
-    published, low, high = k_diffusion(), levels.sigma_min, levels.sigma_max
+    theirs_of, low, high = k_diffusion(), levels.sigma_min, levels.sigma_max
     for steps in COUNTS:
         pairs = [
-            (spacing.karras(low, high, steps), published["get_sigmas_karras"](steps, low, high)),
-            (spacing.exponential(low, high, steps), published["get_sigmas_exponential"](steps, low, high)),
+            (schedules.karras(low, high, steps), theirs_of["get_sigmas_karras"](steps, low, high)),
+            (schedules.exponential(low, high, steps), theirs_of["get_sigmas_exponential"](steps, low, high)),
             (
-                spacing.polyexponential(low, high, steps, rho=1.7),
-                published["get_sigmas_polyexponential"](steps, low, high, rho=1.7),
+                schedules.polyexponential(low, high, steps, rho=1.7),
+                theirs_of["get_sigmas_polyexponential"](steps, low, high, rho=1.7),
             ),
             (
-                spacing.vp(math.sqrt(math.expm1(19.9e-6 / 2 + 1e-4)), math.sqrt(math.expm1(19.9 / 2 + 0.1)), steps),
-                published["get_sigmas_vp"](steps),
+                schedules.vp(math.sqrt(math.expm1(19.9e-6 / 2 + 1e-4)), math.sqrt(math.expm1(19.9 / 2 + 0.1)), steps),
+                theirs_of["get_sigmas_vp"](steps),
             ),
         ]
         for ours, expected in pairs:
@@ -190,8 +207,8 @@ def test_schedules_equal_comfyui_and_a1111(name):
 def test_published_values_of_ten_steps():
     """Ten steps on Stable Diffusion's table, four decimals."""
 
-    def rounded(schedule, **options):
-        sigmas, _ = choose(SD, schedule, 10, **options)
+    def rounded(schedule, *convention):
+        sigmas, _ = choose(SD, schedule, 10, *convention)
         assert sigmas[-1] == 0
         return [round(s, 4) for s in sigmas[:-1]]
 
@@ -203,18 +220,7 @@ def test_published_values_of_ten_steps():
     assert rounded("sgm_uniform") == [14.6146, 8.3072, 5.0924, 3.3251, 2.2797, 1.6156, 1.1629, 0.8319, 0.5712, 0.3437]
     assert rounded("simple") == rounded("trailing") == trailing
     assert rounded("leading") == rounded("ddim_uniform") == leading
-    assert rounded("linspace", **DPM) == [
-        14.6146,
-        8.3028,
-        5.0878,
-        3.3211,
-        2.2765,
-        1.6183,
-        1.1644,
-        0.8328,
-        0.5717,
-        0.3439,
-    ]
+    assert rounded("linspace", DPM) == [14.6146, 8.3028, 5.0878, 3.3211, 2.2765, 1.6183, 1.1644, 0.8328, 0.5717, 0.3439]
     assert rounded("beta_times") == [14.6146, 11.5428, 7.3718, 4.3728, 2.6152, 1.6183, 1.0273, 0.6549, 0.3955, 0.1991]
     assert rounded("beta") == [14.6146, 13.9278, 12.4910, 10.5976, 8.4424, 6.2014, 4.0462, 2.1528, 0.7160, 0.0292]
     assert rounded("kl_optimal") == [14.6146, 4.2324, 2.3937, 1.5971, 1.1330, 0.8152, 0.5729, 0.3725, 0.1953, 0.0292]
@@ -222,7 +228,7 @@ def test_published_values_of_ten_steps():
     assert rounded("ays_sdxl") == [14.6146, 6.3184, 3.7682, 2.1811, 1.3405, 0.8621, 0.5551, 0.3799, 0.2332, 0.1114]
     assert rounded("gits") == [14.6146, 5.8552, 2.8448, 1.6705, 1.0890, 0.7481, 0.5012, 0.3210, 0.1989, 0.0982]
     # A1111's kl_optimal takes one interval more and ends above 0.
-    kl = spacing.kl_optimal(SD.sigma_min, SD.sigma_max, 11)
+    kl = schedules.kl_optimal(SD.sigma_min, SD.sigma_max, 11)
     assert [round(s, 4) for s in kl] == [
         14.6146,
         4.5650,
@@ -244,11 +250,11 @@ def test_published_values_of_ten_steps():
 def test_every_schedule_has_the_steps_asked_for(schedule):
     """Decreasing, and never twice the same level: a step that stands still divides by zero in a multistep method."""
     for steps in [1, 2, 3, 14, 61, 201, 1000]:
-        for options in ({}, DPM, dict(whole_times=True, ends_at_zero=False), DPM | dict(ends_at_zero=False)):
-            sigmas, times = choose(SD, schedule, steps, **options)
+        for convention in (EXACT, DPM, Convention(whole_times=True, ends_at_zero=False), LOW):
+            sigmas, times = choose(SD, schedule, steps, convention)
             assert len(sigmas) == steps + 1 and len(times) == steps
             assert all(a > b for a, b in zip(sigmas[:-1], sigmas[1:-1]))
-            assert sigmas[-1] == (SD.sigma_min if "ends_at_zero" in options else 0)
+            assert sigmas[-1] == (0 if convention.ends_at_zero else SD.sigma_min)
             assert all(0 <= t <= 999 for t in times.values())
             if steps < 1000:  # all thousand levels include the smallest, where the last step then stands still
                 assert sigmas[-2] > sigmas[-1]
@@ -261,19 +267,19 @@ def test_every_schedule_has_the_steps_asked_for(schedule):
 
 def test_custom_levels_and_times_equal_diffusers():
     scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
-    published = diffusers.schedulers.AysSchedules
-    scheduler.set_timesteps(sigmas=published["StableDiffusionXLSigmas"])
-    sigmas, times = choose(SD, published["StableDiffusionXLSigmas"], steps=0)
-    assert sigmas == published["StableDiffusionXLSigmas"]
+    lists = diffusers.schedulers.AysSchedules
+    scheduler.set_timesteps(sigmas=lists["StableDiffusionXLSigmas"])
+    sigmas, times = choose(SD, lists["StableDiffusionXLSigmas"], steps=0)
+    assert sigmas == lists["StableDiffusionXLSigmas"]
     assert np.allclose([times[s] for s in sigmas[:-1]], scheduler.timesteps, atol=2e-4)  # fractions: 999, 844.89, ...
     assert times[6.315] == pytest.approx(844.89, abs=0.005)
-    scheduler.set_timesteps(timesteps=published["StableDiffusionTimesteps"])
+    scheduler.set_timesteps(timesteps=lists["StableDiffusionTimesteps"])
     sigmas, times = at_times(SD, tables.AYS_SD15_TIMES)
-    assert list(times.values()) == published["StableDiffusionTimesteps"]
+    assert list(times.values()) == lists["StableDiffusionTimesteps"]
     assert np.allclose(sigmas, scheduler.sigmas, rtol=1e-7)
-    assert list(tables.AYS_SDXL_TIMES) == published["StableDiffusionXLTimesteps"]
-    assert np.allclose(tables.AYS_SD15[:-1], published["StableDiffusionSigmas"][:-1], rtol=7e-3)  # rounded levels
-    assert np.allclose(tables.AYS_SDXL[:-1], published["StableDiffusionXLSigmas"][:-1], rtol=2e-2)
+    assert list(tables.AYS_SDXL_TIMES) == lists["StableDiffusionXLTimesteps"]
+    assert np.allclose(tables.AYS_SD15[:-1], lists["StableDiffusionSigmas"][:-1], rtol=7e-3)  # rounded levels
+    assert np.allclose(tables.AYS_SDXL[:-1], lists["StableDiffusionXLSigmas"][:-1], rtol=2e-2)
 
 
 def test_optimised_lists_lie_on_the_noise_levels():
@@ -302,11 +308,35 @@ def test_zero_terminal_snr_equals_diffusers():
         reference = diffusers.EulerDiscreteScheduler(**BETAS | dict(beta_schedule=law), rescale_betas_zero_snr=True)
         kept = reference.alphas_cumprod.double()
         table = noise_table(law=law, zero_snr=True)
-        # Their betas were rounded once more, 6e-8 of 1 - beta, and the last of 1000 factors is 0.06.
-        assert np.allclose(table.sigmas, ((1 - kept) / kept) ** 0.5, rtol=2e-6)
+        # Their betas come from a vectorised loop, which rounds otherwise on some processors: 6e-8 of 1 - beta, and
+        # the last of 1000 factors is 0.06.
+        assert np.allclose(table.sigmas, ((1 - kept) / kept) ** 0.5, rtol=5e-6)
     assert round(noise_table(zero_snr=True).sigmas[-1]) == 4096 and round(noise_table(zero_snr=True).sigmas[-2]) == 2254
     assert noise_table(zero_snr=True).sigmas[0] == pytest.approx(SD.sigmas[0], rel=1e-5)
     assert choose(noise_table(zero_snr=True), "trailing", 20)[0][0] == pytest.approx(4096)
+
+
+def digest(table) -> str:
+    return hashlib.sha256(struct.pack(f"{len(table.sigmas)}d", *table.sigmas)).hexdigest()[:16]
+
+
+def test_noise_tables_have_the_same_bits_on_every_processor():
+    """Digests of what exactly rounded operations give; run under ATEN_CPU_CAPABILITY=default, avx2 and avx512."""
+    assert digest(noise_table()) == "07f8aee2f5dd56f0"
+    assert digest(noise_table(zero_snr=True)) == "a4ca59aa8765758f"
+    assert digest(noise_table(law="linear", beta_start=0.0001, beta_end=0.02)) == "fa96053898af806d"
+    assert digest(noise_table(precision="float64")) == "a18ce3cd98469174"
+
+
+def test_float64_table_is_that_of_the_original_programs():
+    """CompVis, Stability, sgm and ComfyUI compute betas and their product in float64; diffusers in float32."""
+    kept = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, T) ** 2)
+    double = noise_table(precision="float64")
+    assert np.allclose(double.sigmas, ((1 - kept) / kept) ** 0.5, rtol=1e-12, atol=0)
+    apart = np.abs(np.array(SD.sigmas) / np.array(double.sigmas) - 1)
+    assert 1.2e-5 < apart.max() < 1.4e-5 and apart.argmax() == 0  # at the small end
+    with pytest.raises(ValueError, match="unknown precision 'half': choose float32 or float64"):
+        noise_table(precision="half")
 
 
 def test_quantiles_equal_scipy_and_closed_forms():
@@ -334,39 +364,40 @@ def test_diffusers_trailing_has_a_step_too_many():
     """A range of floats with steps of 1000 / n can reach one value further; it becomes time -1."""
     faulty = []
     for steps in range(1, T + 1):
-        published = np.round(np.arange(T, 0, -T / steps)) - 1
-        assert spacing.trailing(steps, surplus=True) == list(published)
-        assert spacing.trailing(steps) == list(published[:steps])
-        faulty += [steps] * (len(published) > steps)
+        times = np.round(np.arange(T, 0, -T / steps)) - 1
+        assert published.trailing(steps) == list(times)
+        assert schedules.trailing(steps) == list(times[:steps])
+        if len(times) > steps:
+            faulty.append(steps)
     assert len(faulty) == 62 and faulty[:5] == [61, 103, 121, 122, 201]
     assert theirs("EulerDiscreteScheduler", 61, timestep_spacing="trailing")[0][-1] == -1
 
 
 def test_diffusers_one_step_linspace_begins_at_the_clean_end():
     assert theirs("EulerDiscreteScheduler", 1, timestep_spacing="linspace")[0] == [0]
-    assert spacing.linspace(1) == [999]
+    assert schedules.linspace(1) == [999]
 
 
 def test_diffusers_leading_with_a_thousand_steps_leaves_the_table():
     assert theirs("DDIMScheduler", 1000, timestep_spacing="leading")[0][0] == 1000  # times are 0 .. 999
-    assert spacing.leading(1000)[0] == 999
+    assert schedules.leading(1000)[0] == 999
 
 
 def test_diffusers_truncates_exponential_times():
     """For 10 steps of DPM++: 998 at the first level, where 999 was trained."""
     expected, _ = theirs("DPMSolverMultistepScheduler", 10, use_exponential_sigmas=True)
     assert list(expected) == [998, 874, 723, 538, 329, 152, 52, 14, 2, 0]
-    assert list(choose(SD, "exponential", 10, **DPM, truncates=True)[1].values()) == list(expected)
-    assert list(choose(SD, "exponential", 10, **DPM)[1].values()) == [999, 875, 724, 538, 330, 153, 52, 14, 3, 0]
+    assert list(published.choose_range(SD, "exponential", 10, DPM)[1].values()) == list(expected)
+    assert list(choose(SD, "exponential", 10, DPM)[1].values()) == [999, 875, 724, 538, 330, 153, 52, 14, 3, 0]
 
 
 def test_diffusers_last_step_stands_still_where_it_ends_at_sigma_min():
     for law in ("karras", "exponential"):
         _, sigmas = theirs("DEISMultistepScheduler", 10, **{f"use_{law}_sigmas": True})
         assert sigmas[-2] == sigmas[-1]
-        ours, _ = choose(SD, law, 10, **DPM, ends_at_zero=False)
+        ours, _ = choose(SD, law, 10, LOW)
         assert ours[-2] > 1.5 * ours[-1]
-        assert np.allclose(ours[:-1], getattr(spacing, law)(SD.sigma_min, SD.sigma_max, 11)[:-1])
+        assert np.allclose(ours[:-1], getattr(schedules, law)(SD.sigma_min, SD.sigma_max, 11)[:-1])
 
 
 def test_karras_means_two_ranges():
@@ -383,26 +414,26 @@ def test_ays_means_two_lists():
 
 
 def test_comfyui_ddim_uniform_has_steps_too_many():
-    assert len(spacing.ddim_uniform(30, surplus=True)) == 31 and len(spacing.ddim_uniform(600, surplus=True)) == 999
+    assert len(published.ddim_uniform(30)) == 31 and len(published.ddim_uniform(600)) == 999
     stride = T // 30
-    assert spacing.ddim_uniform(30, surplus=True) == list(range(1, T, stride))[::-1]
-    assert spacing.ddim_uniform(30) == spacing.ddim_uniform(30, surplus=True)[1:]
+    assert published.ddim_uniform(30) == list(range(1, T, stride))[::-1]
+    assert schedules.ddim_uniform(30) == published.ddim_uniform(30)[1:]
 
 
 def test_comfyui_beta_loses_steps():
     """Times that round to the same one are dropped there: 200 steps become 195."""
     rounded = np.rint(stats.beta.ppf(1 - np.linspace(0, 1, 200, endpoint=False), 0.6, 0.6) * 999)
     assert len(set(rounded)) < 200
-    assert len(set(spacing.beta_times(200))) == 200
+    assert len(set(schedules.beta_times(200))) == 200
 
 
 def test_comfyui_laplace_repeats_its_ends():
     x = np.linspace(0, 1, 20)
     expected = np.exp(-0.5 * np.sign(0.5 - x) * np.log(1 - 2 * np.abs(0.5 - x) + 1e-5)).clip(SD.sigma_min, SD.sigma_max)
-    assert np.allclose(spacing.laplace_clamped(SD.sigma_min, SD.sigma_max, 20), expected, rtol=1e-12)
-    many = spacing.laplace_clamped(SD.sigma_min, SD.sigma_max, 1000)
+    assert np.allclose(published.laplace_clamped(SD.sigma_min, SD.sigma_max, 20), expected, rtol=1e-12)
+    many = published.laplace_clamped(SD.sigma_min, SD.sigma_max, 1000)
     assert many[0] == many[1]
-    ours = spacing.laplace(SD.sigma_min, SD.sigma_max, 1000)
+    ours = schedules.laplace(SD.sigma_min, SD.sigma_max, 1000)
     shares = stats.laplace(scale=0.5).cdf(np.log(ours))
     assert np.allclose(np.diff(shares), np.diff(shares)[0], rtol=1e-6)  # equal shares of the distribution
 
@@ -412,32 +443,32 @@ def test_comfyui_laplace_repeats_its_ends():
 
 def test_image_to_image_means_three_starts():
     sigmas, _ = choose(SD, "karras", 20)
-    assert parts.start_at_strength(sigmas, 0.5) == sigmas[10:]
-    assert parts.start_at_strength(sigmas, 1.0) == sigmas
-    assert len(parts.start_at_strength(choose(SD, "karras", 50)[0], 0.58)) - 1 == 28  # int(28.999...)
-    assert parts.start_at_strength_a1111(sigmas, 0.5) == sigmas[9:]
-    assert len(parts.start_at_strength_a1111(sigmas, 1.0)) - 1 == 20
-    comfy = parts.start_at_strength_comfy(lambda n: choose(SD, "karras", n)[0], 20, 0.5)
+    assert cut.start_at_strength(sigmas, 0.5) == sigmas[10:]
+    assert cut.start_at_strength(sigmas, 1.0) == sigmas
+    assert len(cut.start_at_strength(choose(SD, "karras", 50)[0], 0.58)) - 1 == 28  # int(28.999...)
+    assert cut.start_at_strength_a1111(sigmas, 0.5) == sigmas[9:]
+    assert len(cut.start_at_strength_a1111(sigmas, 1.0)) - 1 == 20
+    comfy = cut.start_at_strength_comfy(lambda n: choose(SD, "karras", n)[0], 20, 0.5)
     assert len(comfy) - 1 == 20 and comfy == choose(SD, "karras", 40)[0][20:]
     with pytest.raises(ValueError, match="strength 0.01 of 20 steps: leaves none; choose at least 0.05"):
-        parts.start_at_strength(sigmas, 0.01)
+        cut.start_at_strength(sigmas, 0.01)
 
 
 def test_base_and_refiner_share_the_level_of_the_handover():
     sigmas, times = choose(SD, "leading", 40)
-    base, refiner = parts.split_at_time(sigmas, times, 200)
+    base, refiner = cut.split_at_time(sigmas, times, 200)
     assert len(base) - 1 == 32 and base[-1] == refiner[0] and base + refiner[1:] == sigmas
     sigmas, times = choose(SD, "karras", 40)
-    base, refiner = parts.split_at_time(sigmas, times, 200)
+    base, refiner = cut.split_at_time(sigmas, times, 200)
     assert (len(base) - 1, len(refiner) - 1) == (25, 15)  # a cut in time, not in steps
-    assert parts.split(sigmas, 32)[1] == sigmas[32:]
+    assert cut.split(sigmas, 32)[1] == sigmas[32:]
     sigmas, times = choose(SD, "trailing", 20)
-    assert times[sigmas[16]] == 199 and len(parts.split_at_time(sigmas, times, 199)[0]) - 1 == 17  # "199 or later"
+    assert times[sigmas[16]] == 199 and len(cut.split_at_time(sigmas, times, 199)[0]) - 1 == 17  # "199 or later"
 
 
 def test_discarding_the_next_to_last_level():
     sigmas, _ = choose(SD, "karras", 11)
-    assert parts.discard_next_to_last(sigmas) == [*sigmas[:10], 0.0]
+    assert cut.discard_next_to_last(sigmas) == [*sigmas[:10], 0.0]
 
 
 def test_start_scale_is_that_of_diffusers():
@@ -447,7 +478,9 @@ def test_start_scale_is_that_of_diffusers():
         )
         scheduler.set_timesteps(10)
         name = f"karras:{schedule}"
-        assert start_scale(choose(SD, name, 10)[0][0], name, False) == pytest.approx(float(scheduler.init_noise_sigma))
+        assert start_std(choose(SD, name, 10)[0][0], name, Convention(unit_variance=False)) == pytest.approx(
+            float(scheduler.init_noise_sigma)
+        )
 
 
 def test_bad_names_and_numbers_are_refused():
@@ -474,9 +507,9 @@ def test_bad_names_and_numbers_are_refused():
         (lambda: choose(SD, [], 1), "must decrease"),
         (lambda: choose(SD, [2, math.nan, 0], 2), "must decrease"),
         (lambda: choose(SD, [2, 1, -1], 2), "not below 0"),
-        (lambda: parts.split([2, 1, 0], 3), "cannot hand over after 3 steps of 2"),
-        (lambda: parts.split([2, 1, 0], -1), "cannot hand over after -1 steps of 2"),
-        (lambda: parts.start_at_strength_comfy(lambda n: [*range(n, -1, -1)], 4, 0), "strength 0: choose more"),
+        (lambda: cut.split([2, 1, 0], 3), "cannot hand over after 3 steps of 2"),
+        (lambda: cut.split([2, 1, 0], -1), "cannot hand over after -1 steps of 2"),
+        (lambda: cut.start_at_strength_comfy(lambda n: [*range(n, -1, -1)], 4, 0), "strength 0: choose more"),
     ],
 )
 def test_bad_lists_are_refused(call, message):
@@ -492,4 +525,4 @@ def test_between_trained_times_there_are_two_laws():
     assert SD.sigma(100.5) == pytest.approx((SD.sigmas[100] + SD.sigmas[101]) / 2, rel=1e-14)
     assert SD.log_linear_sigma(999) == pytest.approx(SD.sigma_max) and SD.sigma(0) == SD.sigma_min
     sigmas = [5.0, 1.0, 0.0]
-    assert at_sigmas(SD, sigmas, round)[1] == {5.0: round(SD.t(5.0)), 1.0: round(SD.t(1.0))}
+    assert with_times(SD, sigmas, DPM)[1] == {5.0: round(SD.t(5.0)), 1.0: round(SD.t(1.0))}

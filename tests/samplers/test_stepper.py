@@ -6,10 +6,10 @@ import torch
 
 from samplers import SAMPLERS, ode
 from samplers.denoiser import denoiser
-from samplers.noise import BrownianTree, Streams
-from samplers.schedule import choose, noise_table
+from samplers.noise import Streams
+from samplers.schedules import choose, noise_table
 from samplers.stepper import Stepper
-from support.numbers import network
+from support.numbers import TwoEstimates, network
 
 SD = noise_table()
 SHAPE = (2, 4, 8, 8)
@@ -22,25 +22,19 @@ def start(sigma: float) -> torch.Tensor:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_steps_to_its_own_result_bit_for_bit(name):
     sampler = SAMPLERS[name]
-    sigmas, times = choose(SD, "karras", 6, ends_at_zero=sampler.ends_at_zero)
-    guess, asked = denoiser(network, SD, "eps", times), []
-    denoise = (lambda x, sigma: (guess(x, sigma), guess(x, sigma) / 2)) if sampler.takes_pairs else guess
+    sigmas, times = choose(SD, "karras", 6, sampler.convention)
+    guess, asked = TwoEstimates(denoiser(network, SD, "eps", times), 0.5), []
 
     def watched(x, sigma):
         asked.append(sigma)
-        return denoise(x, sigma)
+        return guess(x, sigma)
 
-    source = {
-        "": lambda: None,
-        "white": lambda: Streams([3, 4], SHAPE[1:]),
-        "brownian": lambda: BrownianTree([3, 4], SHAPE[1:], SD.sigma_min, SD.sigma_max),
-    }[sampler.noise]
-    noise = [source(), source()]
-    direct = list(sampler.run(watched, start(sigmas[0]), sigmas, *([noise[0]] if noise[0] else [])))
+    noise = [sampler.noise(Streams([3, 4], SHAPE[1:]), sigmas) for _ in range(2)]
+    direct = list(sampler.run(TwoEstimates(watched, 0.5), start(sigmas[0]), sigmas, noise[0]))
     stepper, levels = Stepper(sampler.run, start(sigmas[0]), sigmas, noise[1]), []
     while not stepper.done:
         levels.append(stepper.sigma)
-        stepper.step(denoise(stepper.x, stepper.sigma))
+        stepper.step(guess.pair(stepper.x, stepper.sigma) if sampler.interpolates else guess(stepper.x, stepper.sigma))
     assert levels == asked
     assert len(stepper.steps) == len(direct) and torch.equal(stepper.x, direct[-1].x)
     assert all(torch.equal(a.x, b.x) and torch.equal(a.x0, b.x0) for a, b in zip(stepper.steps, direct))

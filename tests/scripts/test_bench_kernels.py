@@ -11,7 +11,7 @@ from triton.runtime.errors import OutOfResources
 
 from ldm.kernels import attention_tiles
 from support import quick_interpreter
-from support.paths import ROOT
+from support.paths import SCRIPTS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="--dry is for machines without a GPU")
 quick_interpreter.install()
@@ -21,11 +21,11 @@ CHOSEN = "SDXL: 2x20x1024, 77", "VAE: 1x128x1024", "UNet: 2x1280x8x8, chan", "20
 @pytest.fixture
 def bench(monkeypatch):
     """The script as a module: bench("--dry", ...) runs it."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    module = importlib.import_module("bench_kernels")
+    monkeypatch.syspath_prepend(SCRIPTS / "bench")
+    module = importlib.import_module("time_kernels")
 
     def run(*flags: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *map(str, flags)])
+        monkeypatch.setattr(sys, "argv", ["time_kernels.py", *map(str, flags)])
         module.main()
 
     module.run = run
@@ -37,7 +37,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_a_dry_run_writes_its_table(script, tmp_path):
-    run = script("bench_kernels.py", "--dry", "--only", *CHOSEN, "--out", tmp_path / "table.md")
+    run = script("bench/time_kernels.py", "--dry", "--only", *CHOSEN, "--out", tmp_path / "table.md")
     assert run.returncode == 0, run.stderr
     text = (tmp_path / "table.md").read_text()
     assert text == run.stdout
@@ -45,7 +45,7 @@ def test_a_dry_run_writes_its_table(script, tmp_path):
     assert all(any(part in name for name in names) for part in CHOSEN)
     assert {row[1] for row in rows(text)} == {"forward", "backward"} and len(names) == 2 * len(set(names)) == 16
     assert all(float(row[2]) > 0 and 0 < float(row[8]) < 1e-2 for row in rows(text))  # bfloat16: two units are 8e-3
-    assert "bench_kernels.py --dry --only" in text and f"torch {torch.__version__}" in text
+    assert "time_kernels.py --dry --only" in text and f"torch {torch.__version__}" in text
 
 
 def failing(problem: Exception):
@@ -125,9 +125,10 @@ def test_a_sweep_times_other_tiles_and_leaves_the_shipped_ones(bench, capsys):
 
 
 def test_inputs_exceed_the_cache(bench):
+    kernel_timing = importlib.import_module("kernel_timing")
     for case in bench.cases():
         size = sum(2 * math.prod(shape) for shape in case.inputs)
-        assert bench.sets_of(case) * size > 50e6 and bench.sets_of(case) >= 2, case.name
+        assert kernel_timing.sets_of(case) * size > 50e6 and kernel_timing.sets_of(case) >= 2, case.name
 
 
 def test_both_layer_norms_return_the_sum_and_move_four_tensors(bench):

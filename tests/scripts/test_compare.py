@@ -12,8 +12,10 @@ from PIL import Image
 from torch import nn
 
 from comparison import cases, report
-from comparison.blocks import LIMIT, Case, Row, compare, expect
+from comparison.blocks import Case, compare, expect
 from ldm import clip, ops
+from ldm.compare import LIMIT, Comparison, Expected
+from ldm.compare.rows import ratio
 from support.networks import POOLED, clip_pair, token_ids, unet_pair, vae_pair
 from support.numbers import randn
 from support.paths import ROOT
@@ -24,7 +26,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 @functools.cache
-def expected(kind: str, name: str, dtype: torch.dtype) -> tuple[Case, dict]:
+def expected(kind: str, name: str, dtype: torch.dtype) -> tuple[Case, Expected]:
     """Tiny networks and what the reference computes; faults are planted in copies of our network."""
     ours, reference = (copy.deepcopy(network).float() for network in PAIRS[kind](name))
     generator = torch.Generator().manual_seed(0)
@@ -39,7 +41,9 @@ def expected(kind: str, name: str, dtype: torch.dtype) -> tuple[Case, dict]:
     return case, expect(case)
 
 
-def rows_of(kind: str, name: str, dtype: torch.dtype, plant=lambda network: None, backend: str = "torch") -> list[Row]:
+def found_in(
+    kind: str, name: str, dtype: torch.dtype, plant=lambda network: None, backend: str = "torch"
+) -> Comparison:
     case, there = expected(kind, name, dtype)
     case = case._replace(ours=copy.deepcopy(case.ours))
     plant(case.ours)
@@ -66,9 +70,9 @@ def rows_of(kind: str, name: str, dtype: torch.dtype, plant=lambda network: None
     ],
 )
 def test_no_block_of_a_right_network_departs(kind, name, dtype, backend):
-    rows = rows_of(kind, name, DTYPES[dtype], backend=backend)
-    assert len(rows) == BLOCKS[kind, name]
-    assert max(map(report.ratio, rows)) < 1.2 < LIMIT, report.verdict(kind, rows)  # 1 in the mean, by construction
+    found = found_in(kind, name, DTYPES[dtype], backend=backend)
+    assert len(found.rows) == BLOCKS[kind, name]
+    assert max(map(ratio, found.rows)) < 1.2 < LIMIT, found.verdict()  # 1 in the mean, by construction
 
 
 BLOCKS = {
@@ -254,7 +258,7 @@ FAULTS = {  # name: network; how it is planted; the block that departs, and the 
 )  # a large network
 def test_points_at_the_planted_fault(fault, dtype):
     network, plant, path, first_seen = FAULTS[fault]
-    found = [row for row in rows_of(*network, DTYPES[dtype], plant) if row.own]
+    found = found_in(*network, DTYPES[dtype], plant).faults
     assert (found[0].path, found[0].first_seen) == (path, first_seen)
     assert [row.path for row in found[1:]] == ([f"{BLOCK}.norm2"] if fault == "swapped norms" else [])
 
@@ -264,11 +268,11 @@ def wrong_skip(block, x, skips, emb, context):
 
 
 def test_a_network_that_fails_is_located_too():
-    rows = rows_of(*UNET, torch.float32, replaced("up_blocks.0", wrong_skip))
-    faults = [row for row in rows if row.own]
+    found = found_in(*UNET, torch.float32, replaced("up_blocks.0", wrong_skip))
+    rows, faults = found.rows, found.faults
     assert [(row.path, row.first_seen) for row in faults] == [("up_blocks.0", "")]  # before it calls another
     assert "RuntimeError" in faults[0].failure and "RuntimeError" in rows[0].failure
-    assert faults[0].error == float("inf") and "RuntimeError" in report.verdict("unet", rows)
+    assert faults[0].error == float("inf") and "RuntimeError" in report.verdict("unet", found)
     assert next(row for row in rows if row.path == "up_blocks.1").run_error is None  # the run did not get there
 
 
@@ -277,7 +281,7 @@ def test_a_number_that_is_not_finite_departs():
     def plant(network):
         network.conv_in.bias[0] = torch.nan
 
-    assert [row.path for row in rows_of(*UNET, torch.float32, plant) if row.own] == ["conv_in"]
+    assert [row.path for row in found_in(*UNET, torch.float32, plant).faults] == ["conv_in"]
 
 
 @pytest.fixture

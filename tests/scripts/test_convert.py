@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import weights
-from ldm import lora
+from ldm.adapters import lora
 from support import tiny
 from support.hub_server import Hub
 from support.paths import SCRIPTS

@@ -78,6 +78,21 @@ def denoise(x: Tensor, sigma: float) -> Tensor:
     return torch.tanh(0.9 * x.roll(1, dims=-1) - 0.3 * x + torch.cos(torch.tensor(sigma).log()))
 
 
+class TwoEstimates:
+    """A denoiser with guidance: its unguided estimate is a share of the guided one."""
+
+    def __init__(self, denoise, share: float):
+        self.denoise = denoise
+        self.share = share
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        return self.denoise(x, sigma)
+
+    def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        x0 = self(x, sigma)
+        return x0, self.share * x0
+
+
 def trajectory(scheduler, x: Tensor, network=network, **options) -> list[Tensor]:
     """x after every step of diffusers' scheduler; not after the first half of a step, nor after the trial of PNDM."""
     xs = []

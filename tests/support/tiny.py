@@ -149,9 +149,8 @@ def make_vae(changes: dict) -> AutoencoderKL:
 
 def make_text(name: str, changes: dict) -> nn.Module:
     _, tower, settings = TINY_CLIPS[name]
-    return randomize(
-        getattr(transformers, tower)(CLIPTextConfig(**settings | changes)), seed=13 + list(PADS).index(name)
-    ).eval()
+    network = getattr(transformers, tower)(CLIPTextConfig(**settings | changes))
+    return randomize(network, seed=13 + list(PADS).index(name)).eval()
 
 
 @functools.cache

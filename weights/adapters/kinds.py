@@ -11,7 +11,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 
 from ..disk.settings import Settings, is_number
 

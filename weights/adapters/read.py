@@ -1,4 +1,4 @@
-"""Adapter files -> ldm.lora.Adapter, from every layout in which they are published.
+"""Adapter files -> ldm.adapters.lora.Adapter, from every layout in which they are published.
 
     kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .alpha; text towers
                 lora_te_, in SDXL lora_te1_ and lora_te2_; SDXL's UNet also in sgm's names; LyCORIS adds other kinds
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ldm.deltas import Delta, DoRA, fits
-from ldm.lora import Adapter, networks, parameters
+from ldm.adapters.deltas import Delta, DoRA, fits
+from ldm.adapters.lora import Adapter, networks, parameters
 from ldm.model import Model
 
 from .disk import names_in, parse_json, read_json

@@ -1,4 +1,4 @@
-"""ldm.lora.Adapter -> a file that kohya's tools, LyCORIS, diffusers and this program read."""
+"""ldm.adapters.lora.Adapter -> a file that kohya's tools, LyCORIS, diffusers and this program read."""
 
 import json
 from collections import Counter
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
-from ldm.lora import Adapter, check, networks, parameters
+from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.adapters.lora import Adapter, check, networks, parameters
 from ldm.model import Model
 
 from .errors import CheckpointError

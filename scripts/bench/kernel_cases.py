@@ -1,4 +1,4 @@
-"""What `bench_kernels.py` times: published shapes, and for each our Triton kernel beside PyTorch's own ways.
+"""What `time_kernels.py` times: published shapes, and for each our Triton kernel beside PyTorch's own ways.
 
 Every contender of a case takes the same inputs and returns the same results, one tensor or several.
 """
@@ -56,16 +56,18 @@ def tokens(out: Tensor) -> Tensor:
 
 
 def attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal: bool = False) -> Case:
-    def ours(*inputs: Tensor) -> Tensor:
-        return tokens(attention.attention(*(x.transpose(1, 2) for x in inputs), causal))
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return tokens(attention.attention(q, k, v, causal))
 
-    def default(*inputs: Tensor) -> Tensor:
-        return tokens(F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), is_causal=causal))
+    def default(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return tokens(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
     def with_backend(backend: SDPBackend) -> Callable:
-        def call(*inputs: Tensor) -> Tensor:
+        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             with sdpa_kernel(backend):
-                return default(*inputs)
+                return default(q, k, v)
 
         return call
 
@@ -85,14 +87,20 @@ def group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, s
     def native(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
         return F.silu(F.group_norm(x if shift is None else x + shift[:, :, None, None], 32, weight, bias, 1e-5))
 
-    ours = lambda x, weight, bias, shift=None: group_norm.group_norm(x, weight, bias, 32, 1e-5, True, shift)
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
+        return group_norm.group_norm(x, weight, bias, 32, 1e-5, True, shift)
+
+    inputs = [(b, c, size, size), (c,), (c,)]
+    if shift:
+        inputs.append((b, c))
+    summed = " of a sum" if shift else ""
+    order = "channels-last" if channels_last else "contiguous"
     moved = b * c * size * size * 2  # bytes of 16-bit numbers: read twice, written once
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return Case(
-        f"GroupNorm + SiLU{' of a sum' * shift}, {name}: {b}x{c}x{size}x{size}, "
-        f"{'channels-last' if channels_last else 'contiguous'}",
+        f"GroupNorm + SiLU{summed}, {name}: {b}x{c}x{size}x{size}, {order}",
         {"ours": ours, "native": native},
-        [(b, c, size, size), (c,), (c,)] + [(b, c)] * shift,
+        inputs,
         3 * moved,
         5 * moved,
         "GB/s",
@@ -107,7 +115,9 @@ def layer_norm_case(r: int, d: int) -> Case:
         total = x + y
         return total, F.layer_norm(total, (d,), weight, bias)
 
-    ours = lambda x, y, weight, bias: layer_norm.add_layer_norm(x, y, weight, bias, 1e-5)
+    def ours(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return layer_norm.add_layer_norm(x, y, weight, bias, 1e-5)
+
     moved = 4 * r * d * 2
     return Case(
         f"add, LayerNorm: {r}x{d}", {"ours": ours, "native": native}, [(r, d), (r, d), (d,), (d,)], moved, moved, "GB/s"
@@ -121,14 +131,12 @@ def geglu_case(r: int, d: int, bias: bool = False) -> Case:
         value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
-    return Case(
-        f"{'fusion experiment: bias, ' * bias}GEGLU: {r}x{d}",
-        {"ours": geglu.geglu, "native": native},
-        [(r, 2 * d)] + [(2 * d,)] * bias,
-        2 * 3 * r * d,
-        2 * 5 * r * d,
-        "GB/s",
-    )
+    name = f"GEGLU: {r}x{d}"
+    inputs: list[tuple[int, ...]] = [(r, 2 * d)]
+    if bias:
+        name = f"fusion experiment: bias, {name}"
+        inputs.append((2 * d,))
+    return Case(name, {"ours": geglu.geglu, "native": native}, inputs, 2 * 3 * r * d, 2 * 5 * r * d, "GB/s")
 
 
 def cases() -> list[Case]:
@@ -163,13 +171,23 @@ def cases() -> list[Case]:
     found += [layer_norm_case(r, d) for r, d in ((8192, 320), (18432, 320), (8192, 640), (2048, 1280), (154, 768))]
     found += [geglu_case(r, d) for r, d in ((8192, 1280), (18432, 1280), (8192, 2560), (2048, 5120))]
     found += [geglu_case(8192, 2560, bias=True)]
-    return sorted(found, key=lambda case: next((i for i, part in enumerate(FIRST) if part in case.name), len(FIRST)))
+    return sorted(found, key=rank)
+
+
+def rank(case: Case) -> int:
+    """Its place in FIRST; all others come after."""
+    for i, part in enumerate(FIRST):
+        if part in case.name:
+            return i
+    return len(FIRST)
 
 
 def shrink(case: Case) -> Case:
     """At most 24 tokens, rows or prompt words, two heads, 64 channels of 5 x 5 pixels: for a machine without a GPU."""
-    picture = "GroupNorm" in case.name
-    limits = {4: (2, 64, 5, 5), 2: (2, 64), 1: (64,)} if picture else {4: (1, 24, 2, 512), 2: (24, 20480), 1: (20480,)}
+    if "GroupNorm" in case.name:
+        limits = {4: (2, 64, 5, 5), 2: (2, 64), 1: (64,)}
+    else:
+        limits = {4: (1, 24, 2, 512), 2: (24, 20480), 1: (20480,)}
     inputs = [tuple(map(min, shape, limits[len(shape)])) for shape in case.inputs]
     contenders = {name: call for name, call in case.contenders.items() if name in ("ours", "native", "math")}
     return replace(case, inputs=inputs, contenders=contenders, work=0, backward_work=0)

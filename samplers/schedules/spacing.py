@@ -1,21 +1,16 @@
 """Choices of noise levels, as pure functions that return decreasing lists of Python floats.
 
 Two kinds: trained times, of which there are `trained`, numbered from 0; and noise levels sigma over a range. A list
-has as many entries as there are steps; the level where sampling ends is not part of it.
+has as many entries as there are steps; the level where sampling ends is not part of it. `leading` and `karras`, which
+most people use, are in basics.py.
 """
 
-from math import atan, ceil, exp, expm1, log, log1p, sqrt, tan
+from math import atan, exp, expm1, log, log1p, sqrt, tan
 
-from .beta import quantile
+from ..basics import leading
+from .beta_quantile import quantile
 
 # Times
-
-
-def leading(steps: int, trained: int = 1000, offset: int = 1) -> list[float]:
-    """Times at the beginning of equal intervals: 981, 961, ..., 1 for 50 steps."""
-    stride = max(trained // steps, 1)
-    offset = min(offset, trained - 1 - (steps - 1) * stride)  # 1000 steps have no room for one
-    return [float(i * stride + offset) for i in reversed(range(steps))]
 
 
 def linspace(steps: int, trained: int = 1000) -> list[float]:
@@ -26,34 +21,26 @@ def linspace(steps: int, trained: int = 1000) -> list[float]:
     return [trained - 1.0, *(i * stride for i in reversed(range(steps - 1)))]
 
 
-def trailing(steps: int, trained: int = 1000, surplus: bool = False) -> list[float]:
-    """Times at the end of equal intervals: 999, 979, ..., 19 for 50 steps (arXiv 2305.08891).
-
-    surplus: the list of diffusers, where rounding can add the time -1: for 61, 103, 121, ... steps.
-    """
-    count = ceil(trained / (trained / steps)) if surplus else steps
+def trailing(steps: int, trained: int = 1000) -> list[float]:
+    """Times at the end of equal intervals: 999, 979, ..., 19 for 50 steps (arXiv 2305.08891)."""
     stride = trained - (trained - trained / steps)  # numpy.arange's rounding, which decides where a time ends in .5
-    return [float(round(trained - i * stride) - 1) for i in range(count)]
+    return [float(round(trained - i * stride) - 1) for i in range(steps)]
 
 
 def sgm_uniform(steps: int, trained: int = 1000) -> list[float]:
-    """Evenly spaced times from the last towards 0, which is left out (Stability's sgm)."""
+    """Evenly spaced times from the last towards 0, which is left out: ComfyUI's and A1111's schedule of that name.
+    Stability's sgm itself cuts them down to whole times."""
     return linspace(steps + 1, trained)[:-1]
 
 
 def simple(steps: int, trained: int = 1000) -> list[float]:
-    """Every so-manieth trained time from the last down, as ComfyUI and A1111 count them."""
+    """Every n-th trained time from the last down, rounded down, as ComfyUI and A1111 count them."""
     return [float(trained - 1 - i * trained // steps) for i in range(steps)]
 
 
-def ddim_uniform(steps: int, trained: int = 1000, surplus: bool = False) -> list[float]:
-    """Times 1, 1 + stride, ... from above: `leading` under the name of ComfyUI.
-
-    surplus: ComfyUI's own list, which goes on to the last trained time and so may have more entries than steps.
-    """
-    if not surplus:
-        return leading(steps, trained, offset=1)
-    return [float(t) for t in reversed(range(1, trained, max(trained // steps, 1)))]
+def ddim_uniform(steps: int, trained: int = 1000) -> list[float]:
+    """Times 1, 1 + stride, ... from above: `leading` under the name of ComfyUI."""
+    return leading(steps, trained, offset=1)
 
 
 def beta_times(steps: int, trained: int = 1000, a: float = 0.6, b: float = 0.6) -> list[float]:
@@ -71,11 +58,6 @@ def lcm(steps: int, trained: int = 1000, grid: int = 50) -> list[float]:
     return [learned[i * grid // steps] for i in range(steps)]
 
 
-def cut_off(t: float) -> int:
-    """A whole time as diffusers makes it of a fraction: the next below. Its 999 is 998.9999 in float32, hence 998."""
-    return int(t - 1e-4)
-
-
 def whole(times: list[float]) -> list[float]:
     """Times rounded to trained ones, or as they are where two would become one: a step must go somewhere."""
     rounded = [float(round(t)) for t in times]
@@ -88,12 +70,6 @@ def whole(times: list[float]) -> list[float]:
 def ramp(steps: int) -> list[float]:
     """From 0 to 1, or just 0."""
     return [i / max(steps - 1, 1) for i in range(steps)]
-
-
-def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> list[float]:
-    """Evenly spaced in the rho-th root of sigma (arXiv 2206.00364, equation 5)."""
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return [sigma_max, *((high + r * (low - high)) ** rho for r in ramp(steps)[1:])]
 
 
 def exponential(sigma_min: float, sigma_max: float, steps: int) -> list[float]:
@@ -128,16 +104,6 @@ def laplace(sigma_min: float, sigma_max: float, steps: int, mu: float = 0.0, sca
 
     top, bottom = above(sigma_max), above(sigma_min)
     return [level(top + r * (bottom - top)) for r in ramp(steps)]
-
-
-def laplace_clamped(sigma_min: float, sigma_max: float, steps: int, mu: float = 0.0, scale: float = 0.5) -> list[float]:
-    """Quantiles of the whole distribution, cut to the range: ComfyUI's list, which repeats its ends for many steps."""
-
-    def log_sigma(r: float) -> float:
-        spread = scale * log(1 - 2 * abs(0.5 - r) + 1e-5)  # so that the ends are finite
-        return mu - spread if r < 0.5 else mu + spread
-
-    return [min(max(exp(log_sigma(r)), sigma_min), sigma_max) for r in ramp(steps)]
 
 
 def vp(sigma_min: float, sigma_max: float, steps: int, last: float = 1e-3) -> list[float]:

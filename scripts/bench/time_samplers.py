@@ -1,7 +1,7 @@
 """Time one step of a sampler, ours against diffusers' schedulers, the network left out: in turn, medians of rounds.
 
-    python scripts/bench_samplers.py                             # 1x4x128x128, an SDXL picture, on the CPU
-    python scripts/bench_samplers.py --only uni_pc lms --rounds 50
+    python scripts/bench/time_samplers.py                             # 1x4x128x128, an SDXL picture, on the CPU
+    python scripts/bench/time_samplers.py --only uni_pc lms --rounds 50
 
 Theirs is scale_model_input and step with a ready output; ours is the sampler with `denoise` ready, as a sampler sees
 it, and then with our denoiser around a ready output, which does what theirs does in those two. Rows named "noise ready"
@@ -9,6 +9,7 @@ leave out drawing, on both sides. Needs the `test` extra. Prints a table; --out 
 """
 
 import argparse
+import inspect
 import platform
 import statistics
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers as D
 import torch
@@ -28,11 +30,14 @@ from samplers.denoiser import denoiser
 from samplers.noise import BrownianTree, Streams
 from samplers.schedule import noise_table
 
-BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+BETAS: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 TABLE = noise_table()
-MULTI, NOISY = D.DPMSolverMultistepScheduler, dict(algorithm_type="sde-dpmsolver++")
+MULTI = D.DPMSolverMultistepScheduler
+NOISY: dict[str, Any] = dict(algorithm_type="sde-dpmsolver++")
 READY = ", noise ready"
-SCHEDULERS = {  # a sampler of the table, with options after a comma; the scheduler that does the same
+SCHEDULERS: dict[
+    str, Callable[[], Any]
+] = {  # a sampler of the table, with options after a comma; the scheduler that does the same
     "euler": partial(D.EulerDiscreteScheduler, **BETAS),
     "euler_ancestral": partial(D.EulerAncestralDiscreteScheduler, **BETAS),
     "heun": partial(D.HeunDiscreteScheduler, **BETAS),
@@ -70,56 +75,94 @@ STOCHASTIC = (
 )
 
 
-def their_run(row: str, steps: int, x: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-    """(what to do before the clock starts, one run of `steps` steps)."""
-    scheduler, ready = SCHEDULERS[row.removesuffix(READY)](), torch.randn_like(x)
-    module = sys.modules[type(scheduler).__module__]
-    drawing = getattr(module, "randn_tensor", None)
-    takes = {"generator": torch.Generator().manual_seed(0)} if drawing else {}
+Run = tuple[Callable[[], None], Callable[[], None]]  # what to do before the clock starts; one run of all steps
 
-    def reset():
+
+def their_run(row: str, steps: int, x: Tensor) -> Run:
+    """A scheduler of diffusers with a ready output."""
+    scheduler: Any = SCHEDULERS[row.removesuffix(READY)]()
+    ready = torch.randn_like(x)
+    # Schedulers draw with the function randn_tensor of their module, or with a noise sampler of their own
+    module: Any = sys.modules[type(scheduler).__module__]
+    drawing = getattr(module, "randn_tensor", None)
+    takes = {}
+    if drawing and "generator" in inspect.signature(scheduler.step).parameters:
+        takes["generator"] = torch.Generator().manual_seed(0)
+
+    def give_ready_noise(*args: Any, **kwargs: Any) -> Tensor:
+        return ready
+
+    def reset() -> None:
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         if drawing:
-            module.randn_tensor = (lambda *_, **__: ready) if row.endswith(READY) else drawing
+            module.randn_tensor = give_ready_noise if row.endswith(READY) else drawing
         elif row.endswith(READY):
-            scheduler.noise_sampler = lambda *_: ready
+            scheduler.noise_sampler = give_ready_noise
 
-    def run():
+    def run() -> None:
         sample = x
         for t in scheduler.timesteps:
             scheduler.scale_model_input(sample, t)
             sample = scheduler.step(ready, t, sample, return_dict=False, **takes)[0]
 
     reset()
-    takes = takes if "generator" in scheduler.step.__code__.co_varnames else {}
     return reset, run
 
 
-def our_run(row: str, steps: int, x: Tensor, whole: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+def our_run(row: str, steps: int, x: Tensor, whole: bool) -> Run:
     """The same of ours; whole: with the denoiser."""
     name, _, order = row.removesuffix(READY).partition(", order ")
     sampler: Sampler = SAMPLERS[name]
-    levels = [TABLE.sigma(999 - i * 998 / steps) for i in range(steps)] + [0.0 if sampler.ends_at_zero else 0.03]
-    options = dict(order=int(order)) if order else {}
-    ready, sources = torch.randn_like(x), {}
-    denoise = denoiser(lambda x, t: ready, TABLE, "eps") if whole else lambda x, sigma: ready
+    end = 0.0 if sampler.ends_at_zero else 0.03
+    levels = [*(TABLE.sigma(999 - i * 998 / steps) for i in range(steps)), end]
+    options: dict[str, Any] = dict(order=int(order)) if order else {}
+    ready = torch.randn_like(x)
+    sources = []
+    if whole:
+        denoise = denoiser(lambda x, t: ready, TABLE, "eps")
+    else:
+        denoise = lambda x, sigma: ready
 
-    def reset():
-        seeds, shape = range(x.shape[0]), x.shape[1:]
-        brownian = name == "dpmpp_sde" and not row.endswith(READY)  # diffusers' others are white
-        sources[0] = BrownianTree(seeds, shape, levels[-2], levels[0]) if brownian else Streams(seeds, shape)
+    def reset() -> None:
+        seeds = range(x.shape[0])
+        shape = x.shape[1:]
+        if row.endswith(READY):
+            source = lambda sigma, lower: ready
+        elif name == "dpmpp_sde":
+            source = BrownianTree(seeds, shape, levels[-2], levels[0])
+        else:
+            source = Streams(seeds, shape)  # white, as diffusers' others
+        sources[:] = [source]
 
-    def run():
-        more = [(lambda *_: ready) if row.endswith(READY) else sources[0]] if sampler.stochastic else []
-        for _ in sampler.run(denoise, x, levels, *more, **options):
+    def run() -> None:
+        noise = sources if sampler.stochastic else []
+        for _ in sampler.run(denoise, x, levels, *noise, **options):
             pass
 
     return reset, run
 
 
-def main():
+def measure(sides: list[Run], rounds: int) -> list[float]:
+    """The median of the seconds of each, in turn."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for turn in range(rounds + 2):
+        # None is always first
+        order = list(range(len(sides)))
+        if turn % 2 == 0:
+            order.reverse()
+        for side in order:
+            reset, run = sides[side]
+            reset()
+            start = time.perf_counter()
+            run()
+            if turn > 1:  # two rounds warm up
+                seconds[side].append(time.perf_counter() - start)
+    return [statistics.median(values) for values in seconds]
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="SAMPLER", help="of the rows, without what follows a comma")
     parser.add_argument("--size", type=int, default=128, help="height and width of the latents")
@@ -128,26 +171,22 @@ def main():
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
 
     x = torch.randn(args.batch, 4, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 14
     rows = [*SCHEDULERS, *(name + READY for name in STOCHASTIC)]
-    rows = [row for row in rows if not args.only or row.split(",")[0] in args.only]
+    if args.only:
+        rows = [row for row in rows if row.split(",")[0] in args.only]
     lines = []
     for row in tqdm(rows, disable=None):
         sides = [our_run(row, args.steps, x, False), our_run(row, args.steps, x, True), their_run(row, args.steps, x)]
-        seconds = [[], [], []]
-        for round_ in range(args.rounds + 2):
-            for side in range(3) if round_ % 2 else reversed(range(3)):  # none is always first
-                reset, run = sides[side]
-                reset()
-                start = time.perf_counter()
-                run()
-                if round_ > 1:  # two rounds warm up
-                    seconds[side].append(time.perf_counter() - start)
-        bare, whole, theirs = (statistics.median(s) / args.steps * 1e6 for s in seconds)
+        bare, whole, theirs = (seconds / args.steps * 1e6 for seconds in measure(sides, args.rounds))
         lines.append(
             f"| {row} | {bare:.0f} | {whole:.0f} | {theirs:.0f} | {theirs / bare:.1f} | {theirs / whole:.1f} |"
         )

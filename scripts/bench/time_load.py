@@ -1,6 +1,6 @@
 """Time and memory of loading a single-file SDXL in float16, beside diffusers' from_single_file, in fresh processes.
 
-    python scripts/bench_load.py --out docs/benchmarks/loading.md        # writes a random file of 6.9 GB first
+    python scripts/bench/time_load.py --out docs/benchmarks/loading.md        # writes a random file of 6.9 GB first
 
 Memory is the growth of the process over what it had before, at its peak: pages of a mapped file count when they were
 touched. "ours" is the default and reads every value to find NaN and infinity; diffusers does not, so "ours, unchecked",
@@ -18,6 +18,7 @@ import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,26 +35,31 @@ def arguments() -> argparse.Namespace:
 
 
 def random_model():
+    """An SDXL of random weights in float16. Imports are local: a worker's memory shall hold only what it loads."""
     from ldm.clip import CLIPText
-    from ldm.config import MODELS
+    from ldm.config import MODELS, VAES
     from ldm.model import Model
     from ldm.tokenizer import Tokenizer
     from ldm.unet import UNet
     from ldm.vae import VAE
 
-    def filled(network: torch.nn.Module) -> torch.nn.Module:
-        state = {
-            name: torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
-            for name, tensor in network.state_dict().items()
-        }
-        network.load_state_dict(state, assign=True)
-        return network
-
     facts = MODELS["sdxl"]
     with torch.device("meta"):
+<<<<<<< HEAD:scripts/bench_load.py
         networks = [UNet(facts.unet), VAE(facts.vae), *map(CLIPText, facts.texts)]
     unet, vae, *texts = map(filled, networks)
     return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
+=======
+        unet = UNet(facts.unet)
+        vae = VAE(VAES["sdxl"])
+        texts = tuple(CLIPText(cfg) for cfg in facts.texts)
+    for network in (unet, vae, *texts):
+        state = {}
+        for name, tensor in network.state_dict().items():
+            state[name] = torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
+        network.load_state_dict(state, assign=True)
+    return Model(unet, vae, texts, Tokenizer(), facts)
+>>>>>>> compare:scripts/bench/time_load.py
 
 
 def memory(field: str) -> int:
@@ -67,14 +73,18 @@ def worker(loader: str, file: str, config: str):
     if loader == "diffusers":
         from diffusers import StableDiffusionXLPipeline
 
-        load = lambda: StableDiffusionXLPipeline.from_single_file(
-            file, config=config, torch_dtype=torch.float16, local_files_only=True
-        )
+        def load() -> Any:
+            return StableDiffusionXLPipeline.from_single_file(
+                file, config=config, torch_dtype=torch.float16, local_files_only=True
+            )
     else:
         import weights
 
-        load = lambda: weights.load(file, dtype=None, check_finite=loader == "ours")
-    before, start = memory("VmRSS"), time.perf_counter()
+        def load() -> Any:
+            return weights.load(file, dtype=None, check_finite=loader == "ours")
+
+    before = memory("VmRSS")
+    start = time.perf_counter()
     model = load()
     seconds = time.perf_counter() - start
     assert model.unet.conv_in.weight.dtype == torch.float16
@@ -93,7 +103,8 @@ def measure(loader: str, file: Path, config: Path) -> dict:
     command = [sys.executable, __file__, "--worker", loader, str(file), str(config)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"error: {loader}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
+        lines = done.stderr.strip().splitlines() or ["it was killed"]
+        sys.exit(f"error: {loader}: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -105,7 +116,8 @@ def table(runs: dict[str, list[dict]], size: int) -> str:
     ]
     for loader, measured in runs.items():
         seconds = sorted(run["seconds"] for run in measured)
-        middle, peak = statistics.median(seconds), statistics.median(run["peak"] for run in measured)
+        middle = statistics.median(seconds)
+        peak = statistics.median(run["peak"] for run in measured)
         rows.append(
             f"| {loader} | {middle:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f}) | {base / middle:.1f} "
             f"| {peak / size:.2f} |"
@@ -122,7 +134,8 @@ def main():
     from weights.write_folder import write_facts
 
     with tempfile.TemporaryDirectory() as scratch:
-        file, config = args.model or Path(scratch) / "sdxl.safetensors", Path(scratch) / "config"
+        file = args.model or Path(scratch) / "sdxl.safetensors"
+        config = Path(scratch) / "config"
         if not args.model:
             weights.save(random_model(), file)
         write_facts(config, MODELS["sdxl"], ("text_encoder", "text_encoder_2"))
@@ -138,7 +151,7 @@ def main():
         packages = ("torch", "diffusers", "transformers", "safetensors")
         versions = ", ".join(f"{name} {version(name)}" for name in packages)
         args.out.write_text(
-            f"# Loading a single-file SDXL\n\n`python scripts/bench_load.py --out {args.out}`, "
+            f"# Loading a single-file SDXL\n\n`python scripts/bench/time_load.py --out {args.out}`, "
             f"{date.today()}, CPU; {versions}. A file of {size / 1e9:.2f} GB in float16, "
             f"{args.rounds} rounds in which the loaders take turns, each in a new process, the file in "
             f"the page cache.\n\n{text}\n\n{__doc__.split(chr(10) * 2)[2]}\n"

@@ -61,4 +61,5 @@ def fraction(x: float, a: float, b: float) -> float:
         ratio, inverse = 1 + d / ratio, 1 / (1 + d * inverse)
         value *= ratio * inverse
         if abs(ratio * inverse - 1) < 1e-15:
-            return value
+            break
+    return value

@@ -1,0 +1,256 @@
+"""Sampling on one page: the noise levels that a network was trained with, its denoiser, a few schedules, noise, and the
+two samplers to read first. The other files of this package hold the rest of each kind.
+
+    x      the noisy picture x0 + sigma * noise, (b c h w), in float32 or float64
+    sigma  its noise level, a Python float
+    t      the time that a network is told for a noise level
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import exp, inf, log, sqrt
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .step import Noise, Step, churn
+
+# Noise levels
+
+
+@dataclass(frozen=True)
+class NoiseTable:
+    """The sigmas of the trained times 0, 1, ..., increasing; schedules.noise_table makes the published ones."""
+
+    sigmas: tuple[float, ...]
+
+    @property
+    def sigma_min(self) -> float:
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> float:
+        return self.sigmas[-1]
+
+    def sigma(self, t: float) -> float:
+        """Noise level at time t; between two trained times linear in sigma, as diffusers has it."""
+        k = min(int(t), len(self.sigmas) - 2)
+        return self.sigmas[k] + (t - k) * (self.sigmas[k + 1] - self.sigmas[k])
+
+    def log_linear_sigma(self, t: float) -> float:
+        """Noise level at time t, linear in log sigma, as k-diffusion has it: the inverse of t()."""
+        k = min(int(t), len(self.sigmas) - 2)
+        return exp((1 - (t - k)) * log(self.sigmas[k]) + (t - k) * log(self.sigmas[k + 1]))
+
+    def t(self, sigma: float) -> float:
+        """Time at noise level sigma, linear in log sigma; 0 or the last time beyond the table."""
+        if sigma <= self.sigmas[0]:
+            return 0.0
+        if sigma >= self.sigmas[-1]:
+            return float(len(self.sigmas) - 1)
+        k = bisect_right(self.sigmas, sigma) - 1
+        return k + log(sigma / self.sigmas[k]) / log(self.sigmas[k + 1] / self.sigmas[k])
+
+    def scaling(self, sigma: float, prediction: str) -> tuple[float, float, float]:
+        """c_skip, c_out, c_in: x0 = c_skip x + c_out network(c_in x, t). The network was trained on
+        alpha x0 + sqrt(1 - alpha^2) noise with alpha = 1 / sqrt(1 + sigma^2). Velocity "v": arXiv 2202.00512.
+
+        Raises ValueError for another prediction.
+        """
+        c_in = 1 / sqrt(1 + sigma**2)
+        # fmt: off
+        match prediction:
+            case "eps": return 1.0, -sigma, c_in
+            case "v":   return c_in**2, -sigma * c_in, c_in
+            case "x0":  return 0.0, 1.0, c_in
+        # fmt: on
+        raise ValueError(f"unknown prediction {prediction!r}: choose one of eps, v, x0")
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Continuous noise levels (arXiv 2206.00364): the time of a level is a quarter of its logarithm."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+
+    def t(self, sigma: float) -> float:
+        return log(sigma) / 4
+
+    def scaling(self, sigma: float, prediction: str) -> tuple[float, float, float]:
+        """c_skip, c_out, c_in of arXiv 2206.00364, table 1. Raises ValueError for a prediction other than eps and v."""
+        data = self.sigma_data
+        c_in = 1 / sqrt(sigma**2 + data**2)
+        # fmt: off
+        match prediction:
+            case "eps": return (data * c_in) ** 2, sigma * data * c_in, c_in
+            case "v":   return (data * c_in) ** 2, -sigma * data * c_in, c_in
+        # fmt: on
+        raise ValueError(f"unknown prediction {prediction!r} for an EDM model: choose one of eps, v")
+
+
+Levels = NoiseTable | EDM
+
+
+# From a network to a denoiser
+
+Denoise = Callable[[Tensor, float], Tensor]
+Network = Callable[[Tensor, float], Tensor]  # (x at unit variance, t) -> "eps", "v" or "x0"
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A network with guidance, whose strength may depend on sigma."""
+
+    def at(self, sigma: float) -> Network:
+        """The network at that noise level."""
+        ...
+
+    def pair_at(self, sigma: float) -> Network:
+        """The same, with both outputs, with guidance and without the prompt: (2 b c h w)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """denoise(x, sigma) = x0 from network(x, t) -> output, which is "eps", "v" or "x0".
+
+    times: the time to tell for a sigma where levels.t(sigma) is not wanted; schedules.choose gives them. The network
+    runs in its own dtype; x and x0 keep theirs. A Guided network runs as network.at(sigma).
+    """
+
+    network: Network | Guided
+    levels: Levels
+    prediction: str
+    times: Mapping[float, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.levels.scaling(1.0, self.prediction)  # refuses a wrong name now
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        network = self.network.at(sigma) if isinstance(self.network, Guided) else self.network
+        return self.estimate(network, x, sigma)
+
+    def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """The estimates with guidance and without the prompt, as CFG++ needs them. A network without guidance makes
+        one that serves as both."""
+        if isinstance(self.network, Guided):
+            guided, unguided = self.estimate(self.network.pair_at(sigma), x, sigma)
+            return guided, unguided
+        x0 = self(x, sigma)
+        return x0, x0
+
+    def estimate(self, network: Network, x: Tensor, sigma: float) -> Tensor:
+        c_skip, c_out, c_in = self.levels.scaling(sigma, self.prediction)
+        t = self.times[sigma] if sigma in self.times else self.levels.t(sigma)
+        out = network(x * c_in, t).to(x.dtype)
+        return c_skip * x + c_out * out
+
+
+def denoiser(
+    network: Network | Guided, levels: Levels, prediction: str, times: Mapping[float, float] | None = None
+) -> Denoiser:
+    """The Denoiser of a network(x, t) -> output. Raises ValueError for a prediction that the levels do not know."""
+    return Denoiser(network, levels, prediction, times or {})
+
+
+# A few noise levels out of many
+
+
+def leading(steps: int, trained: int = 1000, offset: int = 1) -> list[float]:
+    """Times at the beginning of equal intervals: 981, 961, ..., 1 for 50 steps."""
+    stride = max(trained // steps, 1)
+    offset = min(offset, trained - 1 - (steps - 1) * stride)  # 1000 steps have no room for one
+    return [float(i * stride + offset) for i in reversed(range(steps))]
+
+
+def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> list[float]:
+    """Levels evenly spaced in the rho-th root of sigma (arXiv 2206.00364, equation 5)."""
+    low = sigma_min ** (1 / rho)
+    high = sigma_max ** (1 / rho)
+    return [sigma_max, *((high + i / (steps - 1) * (low - high)) ** rho for i in range(1, steps))]
+
+
+# Noise
+
+
+class Streams:
+    """One CPU generator per picture: picture k gets the same bits alone, in any batch and on any device.
+
+    seeds: one per picture, 0 .. 2**64 - 1. shape: of one picture, (c h w).
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"):
+        self.seeds = tuple(seeds)
+        self.shape = tuple(shape)
+        self.device = device
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw(self) -> Tensor:
+        """The next unit Gaussian of every stream: (b c h w) float32."""
+        pictures = [torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self.generators]
+        return torch.stack(pictures).to(self.device)
+
+    def __call__(self, sigma: float, sigma_next: float) -> Tensor:
+        """As samplers ask for it; white noise does not depend on the levels of the step."""
+        return self.draw()
+
+
+def white(streams: Streams, sigmas: Sequence[float]) -> Noise:
+    """The noise of most samplers: new in every step, from the streams themselves."""
+    return streams
+
+
+# The two samplers to read first
+
+
+def euler(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Iterator[Step]:
+    """Euler's method for the ODE dx/dsigma = (x - x0) / sigma (arXiv 2206.00364, algorithm 1). First order, one
+    evaluation per step. The same map as DDIM with eta = 0 and as DPM-Solver++ of order 1. s_churn: see step.churn."""
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        if s_churn > 0:
+            x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x0 = denoise(x, sigma)
+        slope = (x - x0) / sigma
+        x = x + (sigma_next - sigma) * slope
+        yield Step(i, sigma, x, x0)
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, short: float = 15
+) -> Iterator[Step]:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order at one evaluation per step. The paper's lambda is
+    -log sigma here, and its alpha_t x_t is x.
+
+    short: runs of fewer steps end in a step of first order, as published; k-diffusion has 0.
+    """
+    steps = len(sigmas) - 1
+    x0_before = x
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        target = x0
+        # A step into 0 is infinitely long in lambda, and a repeated level is a step of no length.
+        knows_two = i > 0 and sigma_next > 0 and sigma not in (sigmas[i - 1], sigma_next)
+        ends_short_run = i == steps - 1 and steps < short
+        if knows_two and not ends_short_run:
+            h = log(sigma / sigma_next)
+            h_before = log(sigmas[i - 1] / sigma)
+            r = h_before / h
+            target = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_before
+        x = sigma_next / sigma * x + (1 - sigma_next / sigma) * target  # 1 - exp(-h)
+        x0_before = x0
+        yield Step(i, sigma, x, x0)

@@ -1,0 +1,235 @@
+"""The published tables of noise levels, and choices of a few levels to sample at.
+
+A schedule is a decreasing list of Python floats, noise levels sigma, that usually ends in 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import accumulate, pairwise
+from math import cos, pi, sqrt
+from operator import mul
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..basics import EDM, Levels, NoiseTable, karras, leading
+from . import spacing, tables
+
+# The levels that networks were trained with
+
+
+@cache
+def noise_table(
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    law: str = "scaled_linear",
+    trained: int = 1000,
+    zero_snr: bool = False,
+    precision: str = "float32",
+) -> NoiseTable:
+    """The published tables: sigma^2 = (1 - kept) / kept, where kept is the product of 1 - beta up to each time.
+
+    law: "linear"; "scaled_linear", linear in the square root; "squaredcos_cap_v2" (arXiv 2102.09672).
+    zero_snr: rescaled so that nothing of the picture is left at the last time (arXiv 2305.08891).
+    precision: "float32" is diffusers' table; CompVis, Stability, sgm and ComfyUI have "float64", which differs by up to
+    1.3e-5 where sigma is small. Every operation is rounded exactly and in a fixed order, so that the table has the same
+    bits on every processor. Raises ValueError for another law or precision.
+    """
+    if precision not in ("float32", "float64"):
+        raise ValueError(f"unknown precision {precision!r}: choose float32 or float64")
+    dtype = getattr(torch, precision)
+    match law:
+        case "linear":
+            betas = evenly(beta_start, beta_end, trained, dtype)
+        case "scaled_linear":
+            betas = evenly(sqrt(beta_start), sqrt(beta_end), trained, dtype).square()
+        case "squaredcos_cap_v2":
+            signal = [cos((i / trained + 0.008) / 1.008 * pi / 2) ** 2 for i in range(trained + 1)]
+            betas = torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(signal)], dtype=dtype)
+        case _:
+            raise ValueError(f"unknown beta law {law!r}: choose one of linear, scaled_linear, squaredcos_cap_v2")
+    kept = running_product(1 - betas)  # alpha^2
+    if zero_snr:
+        kept = without_signal_at_the_end(kept)
+    sigmas = ((1 - kept) / kept).sqrt().tolist()
+    if zero_snr:
+        sigmas[-1] = 4096.0  # as published, for sqrt(2^24 - 1), which lies between two float32 numbers
+    return NoiseTable(tuple(sigmas))
+
+
+def evenly(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
+    """torch.linspace by single operations, from both ends to the middle. Its own vectorised loop rounds otherwise on
+    other processors."""
+    first = torch.tensor(start, dtype=dtype)
+    last = torch.tensor(end, dtype=dtype)
+    step = (last - first) / (count - 1)
+    i = torch.arange(count, dtype=dtype)
+    return torch.where(i < count // 2, first + step * i, last - step * (count - 1 - i))
+
+
+def running_product(factors: Tensor) -> Tensor:
+    """torch.cumprod: accumulated in float64, each product rounded to the dtype of the factors."""
+    return torch.tensor(list(accumulate(factors.tolist(), mul)), dtype=factors.dtype)
+
+
+def without_signal_at_the_end(kept: Tensor) -> Tensor:
+    """alpha^2 (t), with alpha shifted to 0 at the last time and stretched to keep the first (arXiv 2305.08891)."""
+    alpha = kept.sqrt()
+    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    kept = alpha.square()
+    betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])  # back to betas, which rounds as published
+    kept = running_product(1 - betas)
+    kept[-1] = 2**-24  # 0 would be an infinite sigma; this is 4096
+    return kept
+
+
+# Choices of a few levels
+
+
+class Schedule(NamedTuple):
+    """A way to choose levels. make: of "times", (steps, trained) -> times; of a "range" of sigma, (sigma_min,
+    sigma_max, steps) -> sigmas; of a "list" for Stable Diffusion, steps -> sigmas."""
+
+    make: Callable[..., list[float]]
+    of: str
+    log_linear: bool = False  # sigma between two trained times, as k-diffusion has it
+
+
+SCHEDULES = {
+    "leading": Schedule(leading, "times"),
+    "linspace": Schedule(spacing.linspace, "times"),
+    "trailing": Schedule(spacing.trailing, "times"),
+    "normal": Schedule(spacing.linspace, "times", log_linear=True),
+    "sgm_uniform": Schedule(spacing.sgm_uniform, "times", log_linear=True),
+    "simple": Schedule(spacing.simple, "times"),
+    "ddim_uniform": Schedule(spacing.ddim_uniform, "times"),
+    "beta_times": Schedule(spacing.beta_times, "times"),
+    "lcm": Schedule(spacing.lcm, "times"),
+    "karras": Schedule(karras, "range"),
+    "exponential": Schedule(spacing.exponential, "range"),
+    "polyexponential": Schedule(spacing.polyexponential, "range"),
+    "beta": Schedule(spacing.beta, "range"),
+    "kl_optimal": Schedule(spacing.kl_optimal, "range"),
+    "laplace": Schedule(spacing.laplace, "range"),
+    "vp": Schedule(spacing.vp, "range"),
+    "linear_quadratic": Schedule(spacing.linear_quadratic, "range"),
+    "ays_sd15": Schedule(tables.ays_sd15, "list"),
+    "ays_sdxl": Schedule(tables.ays_sdxl, "list"),
+    "gits": Schedule(tables.gits, "list"),
+}
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How the publisher of a sampler turns a schedule into levels."""
+
+    drops_last: bool = False  # leading and linspace choose one time step more and leave out the smallest
+    whole_times: bool = False  # the network is given whole time steps
+    ends_at_zero: bool = True  # or at the smallest trained noise level
+    unit_variance: bool = True  # always starts at sqrt(1 + sigma^2); False: at sigma where the first time is the last
+
+
+EXACT = Convention()
+Chosen = tuple[list[float], dict[float, float]]  # sigmas with the end; the time of each sigma but the end
+Choice = str | Sequence[float] | Callable[[Levels, int], Sequence[float]]
+
+
+def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention = EXACT, offset: int = 1) -> Chosen:
+    """The levels of a schedule with the end appended, and the time of each level that is not the end.
+
+    schedule: a name in SCHEDULES; "karras:leading" and the like choose sigmas between the first and the last of that
+    spacing, as diffusers' Euler family does, not over all that were trained. Or a list of decreasing sigmas, with its
+    end, which is taken as it is, whatever `steps`; or a function (levels, steps) -> such a list.
+    offset: added to every time of "leading".
+    Raises ValueError for an unknown schedule, one that the model cannot have, or an impossible number of steps.
+    """
+    if not isinstance(schedule, str):
+        return with_times(levels, checked_list(levels, schedule, steps), convention)
+    name, within = check_schedule(levels, schedule, steps)
+    end = 0.0 if convention.ends_at_zero else levels.sigma_min
+    make, of, log_linear = SCHEDULES[name]
+    if of == "times" and isinstance(levels, NoiseTable):  # check_schedule refuses an EDM model
+        return at_times(levels, choose_times(levels, name, steps, convention, offset), end, log_linear)
+    if of == "range":
+        low, high = levels.sigma_min, levels.sigma_max
+        if within:
+            *spaced, _ = choose(levels, within, steps, offset=offset)[0]
+            low, high = spaced[-1], spaced[0]
+        make = partial(make, low, high)
+    sigmas = make(steps)
+    if sigmas[-1] <= end * (1 + 1e-9):
+        sigmas = make(steps + 1)[:-1]  # its last level is the end, which would be there twice
+    return with_times(levels, [*sigmas, end], convention)
+
+
+def choose_times(levels: NoiseTable, name: str, steps: int, convention: Convention, offset: int) -> list[float]:
+    """The times of a schedule that spaces times."""
+    trained = len(levels.sigmas)
+    options = {"offset": offset} if name == "leading" else {}
+    make = partial(SCHEDULES[name].make, trained=trained, **options)
+
+    def published(count: int) -> list[float]:
+        times = make(count)[:steps]
+        return spacing.whole(times) if convention.whole_times else times
+
+    drops_last = convention.drops_last and name in ("leading", "linspace") and steps < trained
+    times = published(steps + 1 if drops_last else steps)
+    # A schedule that reaches time 0 itself would end there twice. "leading" is published so.
+    if times[-1] == 0 and not convention.ends_at_zero and steps < trained and name != "leading":
+        times = published(steps + 1)[:steps]
+    return times
+
+
+def at_times(levels: NoiseTable, times: Sequence[float], end: float = 0.0, log_linear: bool = False) -> Chosen:
+    """The sigmas of given times, for example tables.AYS_SDXL_TIMES."""
+    sigmas = [levels.log_linear_sigma(t) if log_linear else levels.sigma(t) for t in times]
+    return [*sigmas, end], dict(zip(sigmas, times))
+
+
+def with_times(levels: Levels, sigmas: list[float], convention: Convention = EXACT) -> Chosen:
+    """The times of given sigmas, of which the last is the end."""
+    if convention.whole_times and isinstance(levels, NoiseTable):
+        return sigmas, {sigma: float(round(levels.t(sigma))) for sigma in sigmas[:-1]}
+    return sigmas, {sigma: levels.t(sigma) for sigma in sigmas[:-1]}
+
+
+def checked_list(levels: Levels, schedule: Choice, steps: int) -> list[float]:
+    """A caller's own list of sigmas, or that of a caller's function."""
+    try:
+        found: Any = schedule(levels, steps) if callable(schedule) else schedule
+        sigmas = [float(sigma) for sigma in found]
+    except (TypeError, ValueError):
+        raise TypeError(f"schedule {schedule!r}: give a name, a list of sigmas or a function that makes one") from None
+    if len(sigmas) < 2 or not sigmas[-1] >= 0 or not all(a > b for a, b in pairwise(sigmas)):
+        raise ValueError(f"schedule {sigmas}: noise levels must decrease in every step, and not below 0")
+    return sigmas
+
+
+def check_schedule(levels: Levels, schedule: str, steps: int) -> tuple[str, str]:
+    """The name and, after a colon, the spacing that gives its range."""
+    name, colon, within = schedule.partition(":")
+    spacings = [key for key, value in SCHEDULES.items() if value.of == "times"]
+    if name not in SCHEDULES or (colon and (within not in spacings or SCHEDULES[name].of != "range")):
+        raise ValueError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if isinstance(levels, EDM) and (colon or SCHEDULES[name].of != "range"):
+        ranges = ", ".join(key for key, value in SCHEDULES.items() if value.of == "range")
+        raise ValueError(f"schedule {schedule!r} needs trained time steps and this model has none: choose {ranges}")
+    if isinstance(levels, EDM) and steps < 1:
+        raise ValueError(f"{steps} steps: choose at least 1")
+    if isinstance(levels, NoiseTable) and not 1 <= steps <= len(levels.sigmas):
+        raise ValueError(f"{steps} steps: choose 1 to {len(levels.sigmas)}, the number of trained noise levels")
+    return name, within
+
+
+def start_std(sigma: float, schedule: Choice, convention: Convention = EXACT) -> float:
+    """The deviation of the noise that sampling begins with.
+
+    sqrt(1 + sigma^2) is that of x0 + sigma * noise for pictures of unit variance. The published implementations of the
+    Euler family leave out the picture's share where the schedule begins at the last time.
+    """
+    begins_last = isinstance(schedule, str) and schedule.split(":")[-1] in ("linspace", "trailing")
+    if begins_last and not convention.unit_variance:
+        return sigma
+    return sqrt(1 + sigma**2)

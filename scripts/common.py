@@ -1,0 +1,57 @@
+"""What the programs of this folder share: names of dtypes, flags with the same meaning, and one-line errors."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def make_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help shows the program's own docstring, line for line."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_run_flags(parser: argparse.ArgumentParser, device: str | None = None, dtype: str | None = None):
+    """--device and --dtype, a key of DTYPES. Without a default, the device is the GPU if there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"where to compute (default: {device})")
+    default = "" if dtype is None else f" (default: {dtype})"
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the weights and activations{default}")
+
+
+def add_download_flags(parser: argparse.ArgumentParser):
+    """--variant, --revision and --offline: which files of a folder or repository are read."""
+    parser.add_argument("--variant", help="weight files to take, for example fp16")
+    parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
+    parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
+
+
+def add_swap_flags(parser: argparse.ArgumentParser):
+    """--unet, --vae, --prediction and --ema: networks from elsewhere, and facts that a single file may not hold."""
+    parser.add_argument("--unet", help="take the UNet from here")
+    parser.add_argument("--vae", help="take the VAE from here")
+    parser.add_argument("--prediction", choices=("eps", "v"), help="of an SD 2 file that does not say it")
+    # None, not False, if absent: a record of an earlier run may hold the value
+    parser.add_argument("--ema", action="store_true", default=None, help="take the averaged UNet of a single file")
+
+
+def fail(message: str) -> NoReturn:
+    """End the program: one line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def warn(message: str):
+    """One line on stderr, above a progress bar if there is one."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def first_line(error: BaseException) -> str:
+    """Of the error's message; the name of its class if it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
