@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 
 import torch
+from samplers.schedule import EDM, NoiseTable, choose, noise_table, start_scale
 from torch import Tensor
 
 from samplers import SAMPLERS, Sampler, find
 from samplers.denoiser import denoiser
 from samplers.noise import BrownianTree, Streams
-from samplers.schedule import EDM, NoiseTable, choose, noise_table, start_scale
 from samplers.step import Step
 
 from . import conditioning

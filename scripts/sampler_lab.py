@@ -24,6 +24,7 @@ from string import Template
 from typing import NamedTuple
 
 import torch
+from samplers.schedule import NoiseTable, choose, karras, noise_table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +36,6 @@ from samplers.denoiser import denoiser
 from samplers.mixture import FIVE, sliced_wasserstein
 from samplers.noise import BrownianTree, Streams
 from samplers.ode import heun
-from samplers.schedule import NoiseTable, choose, karras, noise_table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -204,7 +204,7 @@ def load(chosen: dict, args: argparse.Namespace) -> tuple[Model, dict]:
     added, adapters, revisions = {}, [], dict(model.revisions)
 
     def fetched(source: str) -> Path:
-        path, commit = weights.located(source, weights.one_file, offline=args.offline)
+        path, commit = weights.locate(source, weights.one_file, offline=args.offline)
         revisions.update({source: commit} if commit else {})
         added[source] = weights.adapter_file(path)
         return added[source]

@@ -10,6 +10,7 @@ add_embedding(model, source)    textual inversion: the model with a new word
 locate(source, one_file)        where such a file lies, fetched from the hub if need be
 file_hashes(model)   SHA-256 of the files it came from
 MINIATURE            the small trained model that ships with this package
+MARK                 what `left_out` says of tensors that mark how a model was trained, and are written anew
 CheckpointError      whatever is wrong with a file, in one line
 
 Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (downloads), adapters/.
@@ -18,18 +19,22 @@ Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (do
 from pathlib import Path
 
 from .adapters.embedding import add_embedding
-from .adapters.read import adapter_file, describe_adapter, load_adapter
-from .adapters.write import convert_adapter, save_adapter
+from .adapters.read import AdapterFile, NotAnAdapter, adapter_file, describe_adapter, load_adapter
+from .adapters.write import convert_adapter, is_adapter, save_adapter
 from .errors import CheckpointError
 from .hub.wanted import one_file
+from .layouts.training import MARK
 from .load import describe, describe_part, file_hash, file_hashes, load, load_part, locate
 from .save import save, save_part
 
 MINIATURE = Path(__file__).parent / "miniature"
 
 __all__ = [
+    "MARK",
     "MINIATURE",
+    "AdapterFile",
     "CheckpointError",
+    "NotAnAdapter",
     "adapter_file",
     "add_embedding",
     "convert_adapter",
@@ -38,6 +43,7 @@ __all__ = [
     "describe_part",
     "file_hash",
     "file_hashes",
+    "is_adapter",
     "load",
     "load_adapter",
     "load_part",

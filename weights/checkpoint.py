@@ -3,7 +3,7 @@ fill its network, with every tensor accounted for.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -69,11 +69,28 @@ class Part:
     def network(self) -> type[nn.Module]:
         return CLASSES[type(self.config)]
 
-    def left_out(self) -> dict[str, str]:
-        """The keys of tensors that the network is published with and ours has no place for -> what they are."""
-        used = {place.held.key for place in match_tensors(build(self), self).values()}
-        rest = {held.key: key for key, held in self.stored.items() if held.key not in used}
-        return {key: harmless(published_name(name), self) or "" for key, name in rest.items()}
+    def match(self) -> tuple[nn.Module, Places]:
+        """The network without memory for its parameters, and where each of them lies; else CheckpointError."""
+        network = build(self)
+        return network, match_tensors(network, self)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value, as float32, of each parameter; read one by one."""
+        network, places = self.match()
+        for name, tensor in network.state_dict().items():
+            held, piece = places[name]
+            ((_, value),) = read_values([held])
+            yield name, take(piece, value, tensor.shape)
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Key and value, as float32, of each stored tensor that holds floating-point numbers; read one by one."""
+        return read_values(self.stored.values())
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """The keys of tensors that the network is published with and ours has no place for, and what they are."""
+        used = {place.held.key for place in self.match()[1].values()}
+        rest = [(held.key, harmless(published_name(key), self)) for key, held in self.stored.items()]
+        return [(key, what) for key, what in rest if what and key not in used]
 
 
 @dataclass(frozen=True)
@@ -93,15 +110,22 @@ class Checkpoint:
     extras: Mapping[str, str] = field(default_factory=dict)
     revisions: Mapping[str, str] = field(default_factory=dict)
 
-    def left_out(self) -> dict[str, str]:
-        """What lies at `path` and has no place in our networks, by key or component -> what it is. What was swapped in
+    def left_out(self) -> list[tuple[str, str]]:
+        """The keys and components at `path` that our networks have no place for, and what they are. What was swapped in
         from elsewhere does not count."""
         own = [part for part in self.parts.values() if not part.label]
         taken = {held.key for part in own for held in part.stored.values()}
-        found = {key: what for key, what in self.extras.items() if key not in taken}
+        found = [(key, what) for key, what in self.extras.items() if key not in taken]
         for part in own:
-            found |= part.left_out()
+            found += part.left_out()
         return found
+
+
+def read_values(tensors: Iterable[Held]) -> Iterator[tuple[str, Tensor]]:
+    """Key and value, as float32, of those tensors that hold floating-point numbers."""
+    for held in tensors:
+        if held.entry.dtype in FLOATS:
+            yield from read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
 
 
 def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
@@ -131,11 +155,10 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
             f"{where}: in_channels is {unet.in_channels}: at least the {unet.out_channels} of the latents are expected"
         )
     if len(lengths) > 1 or min(text.vocab for text in facts.texts) < TOKENS:
-        raise CheckpointError(
-            f"{where}: the text encoders take {sorted(lengths)} tokens from vocabularies of "
-            f"{[text.vocab for text in facts.texts]}: one number of tokens, from at least the {TOKENS} of CLIP, is "
-            "expected"
-        )
+        vocabularies = [text.vocab for text in facts.texts]
+        found = f"{[text.length for text in facts.texts]} tokens from vocabularies of {vocabularies}"
+        wanted = f"equal numbers of tokens, from at least the {TOKENS} of CLIP, are expected"
+        raise CheckpointError(f"{where}: the text encoders take {found}: {wanted}")
 
 
 class Uninitialised(TorchFunctionMode):

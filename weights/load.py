@@ -18,7 +18,7 @@ from torch import nn
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 
-from .checkpoint import PARTS, Checkpoint, Part, Places, build, fill, match_tensors
+from .checkpoint import PARTS, Checkpoint, Part, Places, fill
 from .disk.safetensors import FLOATS, read_stored
 from .disk.settings import opened
 from .errors import CheckpointError, shown
@@ -59,8 +59,10 @@ def load(
     checkpoint = describe(source, variant, revision, offline, unet, vae, prediction, ema)
     for warning in checkpoint.warnings:
         warnings.warn(f"{checkpoint.path}: {warning}", stacklevel=2)
-    networks = {name: build(part) for name, part in checkpoint.parts.items()}
-    places = {name: match_tensors(networks[name], part) for name, part in checkpoint.parts.items()}
+    networks = {}
+    places = {}
+    for name, part in checkpoint.parts.items():
+        networks[name], places[name] = part.match()
     dtypes = choose_dtypes(checkpoint, places, dtype)
     for name, network in networks.items():  # every part was matched before the first is read
         fill(network, places[name], dtypes[name], torch.device(device), check_finite)
@@ -92,8 +94,7 @@ def load_part(
     dtype: None takes that of its file; see `load`. Raises CheckpointError.
     """
     found = describe_part(source, part, variant, revision, offline)
-    network = build(found)
-    places = match_tensors(network, found)
+    network, places = found.match()
     if dtype is None:
         dtype = stored_dtype(places)
     fill(network, places, None if dtype == "stored" else dtype, torch.device(device), check_finite)

@@ -45,11 +45,6 @@ def random_model():
 
     facts = MODELS["sdxl"]
     with torch.device("meta"):
-<<<<<<< HEAD:scripts/bench_load.py
-        networks = [UNet(facts.unet), VAE(facts.vae), *map(CLIPText, facts.texts)]
-    unet, vae, *texts = map(filled, networks)
-    return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
-=======
         unet = UNet(facts.unet)
         vae = VAE(VAES["sdxl"])
         texts = tuple(CLIPText(cfg) for cfg in facts.texts)
@@ -58,8 +53,7 @@ def random_model():
         for name, tensor in network.state_dict().items():
             state[name] = torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
         network.load_state_dict(state, assign=True)
-    return Model(unet, vae, texts, Tokenizer(), facts)
->>>>>>> compare:scripts/bench/time_load.py
+    return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
 
 
 def memory(field: str) -> int:
@@ -131,14 +125,14 @@ def main():
         return worker(*args.worker)
     import weights
     from ldm.config import MODELS
-    from weights.write_folder import write_facts
+    from weights.layouts.diffusers import write_facts
 
     with tempfile.TemporaryDirectory() as scratch:
         file = args.model or Path(scratch) / "sdxl.safetensors"
         config = Path(scratch) / "config"
         if not args.model:
             weights.save(random_model(), file)
-        write_facts(config, MODELS["sdxl"], ("text_encoder", "text_encoder_2"))
+        write_facts(config, MODELS["sdxl"])
         runs = {loader: [] for loader in LOADERS}
         for _ in range(args.rounds):
             for loader in LOADERS:

@@ -22,13 +22,13 @@ from typing import Any
 
 import diffusers as D
 import torch
+from samplers.schedule import noise_table
 from torch import Tensor
 from tqdm import tqdm
 
 from samplers import SAMPLERS, Sampler
 from samplers.denoiser import denoiser
 from samplers.noise import BrownianTree, Streams
-from samplers.schedule import noise_table
 
 BETAS: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 TABLE = noise_table()

@@ -119,12 +119,7 @@ def model_cases(
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: give one in the diffusers layout, which diffusers can load too")
     model = weights.load(source, dtype=dtype, device=device, variant=variant)
-<<<<<<< HEAD
-    networks = {"unet": model.unet, "vae": model.vae, **model.texts}
-=======
-    networks: dict[str, Network] = {"unet": model.unet, "vae": model.vae}
-    networks |= dict(zip(TOWERS[model.facts.family], model.texts))
->>>>>>> compare
+    networks: dict[str, Network] = {"unet": model.unet, "vae": model.vae, **model.texts}
     for part in parts or networks:
         if part not in networks:
             raise ValueError(f"{source} has no {part}: its parts are {', '.join(networks)}")

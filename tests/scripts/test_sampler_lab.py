@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samplers.spacing import karras
 
 from samplers import ode
 from samplers.mixture import FIVE, Mixture, sliced_wasserstein
-from samplers.spacing import karras
 from support.paths import NO_NETWORK, ROOT
 
 SCRIPT = ROOT / "scripts/sampler_lab.py"

@@ -15,8 +15,8 @@ from support import tiny
 from support.single_files import Written
 from support.tiny import TEXT_FILE, UNET_FILE, VAE_FILE
 from weights import CheckpointError
-from weights.files import find_weights
-from weights.fill import READS_TEXT
+from weights.checkpoint import READS_TEXT
+from weights.disk.safetensors import find_weights
 
 
 @pytest.fixture(scope="module")

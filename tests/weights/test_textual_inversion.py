@@ -21,7 +21,7 @@ from support.networks import clip_pair
 from support.numbers import randn, relative_error, relative_l2
 from support.tiny import PADS, write_tokenizer
 from weights import CheckpointError
-from weights.textual_inversion import Embedding, add_embedding
+from weights.adapters.embedding import Embedding, add_embedding
 
 FAMILIES = {"sd15": ("l",), "sd2": ("h",), "sdxl": ("l", "bigg"), "sdxl_refiner": ("bigg",)}
 WIDTHS = {"l": 32, "h": 48, "bigg": 40}

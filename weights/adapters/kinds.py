@@ -94,8 +94,8 @@ def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Se
 def configured(config: Settings, path: str, rank: int | None) -> float:
     config.only(CONFIG)
     name = "lora_alpha" if config.values.get("peft_type", "LORA") == "LORA" else "alpha"
-    alpha, r = config.number(name, 8), config.whole("r", 8)
-    alpha, r = by_pattern(config, "alpha_pattern", path, alpha), by_pattern(config, "rank_pattern", path, r)
+    alpha = by_pattern(config, "alpha_pattern", path, config.number(name, 8))
+    r = by_pattern(config, "rank_pattern", path, config.integer("r", 8))
     if r <= 0 or rank not in (None, r):
         config.refuse("r", f"a rank of {r} is configured for {path}, and {rank} is in the file")
     return alpha / (sqrt(r) if config.flag("use_rslora") else r)

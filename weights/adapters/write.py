@@ -11,10 +11,13 @@ from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 from ldm.adapters.lora import Adapter, check, networks, parameters
 from ldm.model import Model
 
-from .errors import CheckpointError
-from .layouts import renamed, unet_table
-from .lora_files import kohya_heads
-from .save import appearing, write
+from ..disk.safetensors import read_header
+from ..disk.write import atomic_path, write_tensors
+from ..errors import CheckpointError
+from ..layouts.names import rename, unet_table
+from .embedding import read_embedding
+from .names import kohya_heads
+from .read import group_tensors, read_all
 
 
 def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str = "diffusers") -> None:
@@ -24,26 +27,52 @@ def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str =
     kind. The adapter's metadata go with it. CheckpointError if the path is taken or the layout cannot hold a change;
     ValueError for another layout, or if the adapter is of another model.
     """
-    path, layouts = Path(path), {"diffusers": diffusers, "kohya": kohya}
+    path = Path(path)
+    layouts = {"diffusers": diffusers, "kohya": kohya}
     if layout not in layouts:
         raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(layouts)}")
-    with appearing(path) as part:
+    with atomic_path(path) as part:
         check(adapter, parameters(model))
         tensors, own = layouts[layout](adapter, model)
         metadata = {key: text for key, text in adapter.metadata.items() if key != "lora_adapter_metadata"}
-        write(part, {key: tensor.clone() for key, tensor in tensors.items()}, None, {**metadata, **own})
+        copies = {key: tensor.clone() for key, tensor in tensors.items()}
+        write_tensors(part, copies, None, {**metadata, **own})
+
+
+def convert_adapter(source: str | Path, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write the .safetensors file of an adapter or embedding again, with its keys and metadata. dtype: of all tensors;
+    None leaves each as it is. CheckpointError if it is none, or the path is taken."""
+    if not is_adapter(source):
+        raise CheckpointError(f"{source} is no adapter and no embedding")
+    tensors, metadata = read_all(Path(source))
+    with atomic_path(Path(path)) as part:
+        write_tensors(part, tensors, dtype, metadata)
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a .safetensors file is added to a model and is none itself. CheckpointError for a damaged one."""
+    path = Path(source)
+    keys = read_header(path).entries
+    if group_tensors(path, keys)[0]:
+        return True
+    return len(keys) <= 2 and bool(read_embedding(path))
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     sgm = unet_table(model.unet.config) if model.facts.family.has_sizes else {}
-    heads, targets, tensors = kohya_heads(model), parameters(model), {}
+    heads = kohya_heads(model)
+    targets = parameters(model)
+    tensors = {}
     for name, delta in adapter.deltas.items():
-        (part, path), (path, kind) = name.split(".", 1), name.split(".", 1)[1].rsplit(".", 1)
-        stem = heads[part] + (renamed(path, sgm) if part == "unet" else path).replace(".", "_")
-        norm = targets[f"{part}.{path}.weight"].ndim == 1
+        part, rest = name.split(".", 1)
+        path, kind = rest.rsplit(".", 1)
+        spelling = rename(path, sgm) if part == "unet" else path
+        stem = heads[part] + spelling.replace(".", "_")
+        of_norm = targets[f"{part}.{path}.weight"].ndim == 1
         if kind == "bias":
-            tensors[f"{stem}.{'b_norm' if norm else 'diff_b'}"] = delta.change
-        elif norm:
+            field = "b_norm" if of_norm else "diff_b"
+            tensors[f"{stem}.{field}"] = delta.change
+        elif of_norm:
             tensors[f"{stem}.w_norm"] = delta.change
         else:
             fields = kohya_fields(delta, kernel=targets[name].ndim == 4)

@@ -1,10 +1,10 @@
-"""JSON files as data, and a typed reader of the settings in them: each method checks the kind of what it finds and names
-what it refuses.
+"""JSON files as data, and a typed reader of the settings in them: each method checks the kind of what it finds and
+names what it refuses.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Generator[BinaryIO]:
     try:
         with path.open("rb") as file:
             yield file
@@ -195,4 +195,4 @@ def is_integer(value: object, least: int, most: int = WIDEST) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # NaN is not
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30  # NaN is not

@@ -28,7 +28,9 @@ def model_files(names: list[str], variant: str | None = None, without: Collectio
     """Of a repository in diffusers' layout, the files that weights.load reads, but the weights of the parts `without`.
     CheckpointError if a part lacks any."""
     if "model_index.json" not in names:
-        raise CheckpointError(f"it has no model_index.json, so it is no model in diffusers' layout: {what_instead(names)}")
+        raise CheckpointError(
+            f"it has no model_index.json, so it is no model in diffusers' layout: {what_instead(names)}"
+        )
     files = [name for name in SETTINGS if name in names]
     for part in WEIGHT_FILES:
         if part not in without and any(name.startswith(part + "/") for name in names):

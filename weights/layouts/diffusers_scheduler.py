@@ -1,5 +1,5 @@
-"""scheduler_config.json <-> how a model was trained, and how its publishers sample from it. Names and defaults are those
-of diffusers 0.42.
+"""scheduler_config.json <-> how a model was trained, and how its publishers sample from it. Names and defaults are
+those of diffusers 0.42.
 """
 
 from typing import NamedTuple
@@ -32,9 +32,7 @@ SCHEDULERS = {
     "DPMSolverMultistepScheduler": Scheduler(
         "dpmpp_2m",
         "linspace",
-        written=dict(
-            algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero"
-        ),
+        written=dict(algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero"),
     ),
     "LCMScheduler": Scheduler("lcm", "leading", (0.00085, 0.012, "scaled_linear")),
     "DDPMScheduler": Scheduler("euler", "leading"),

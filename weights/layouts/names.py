@@ -160,7 +160,7 @@ def nest(ours: str, theirs: str, tails: Mapping[str, str]) -> Table:
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in tails.items()}
 
 
-def rename(path: str, table: Table) -> str:
+def rename(path: str, table: Mapping[str, str]) -> str:
     """A module or parameter of ours by the longest entry of the table that it is, or lies below."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
@@ -170,7 +170,9 @@ def rename(path: str, table: Table) -> str:
     return path
 
 
-def pieces(names: Iterable[str], cfg: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig, whose: str) -> dict[str, Piece]:
+def pieces(
+    names: Iterable[str], cfg: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig, whose: str
+) -> dict[str, Piece]:
     """Where the parameters `names` of a network lie in a file that calls them as "diffusers", "ldm" or "open_clip"."""
     match whose, cfg:
         case "ldm", UNetConfig():

@@ -1,5 +1,5 @@
-"""One network by itself: a sub-folder or prefix of a whole model, a folder with its config.json, or a file that holds just
-its tensors, in the names of diffusers, ldm or open_clip.
+"""One network by itself: a sub-folder or prefix of a whole model, a folder with its config.json, or a file that holds
+just its tensors, in the names of diffusers, ldm or open_clip.
 """
 
 import re

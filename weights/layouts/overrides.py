@@ -1,5 +1,5 @@
-"""What shapes cannot say, in the metadata of the files that we write: the published models need nothing, but the miniature
-has heads of its own, and a Turbo wants other steps than the SDXL whose shapes it has.
+"""What shapes cannot say, in the metadata of the files that we write: the published models need nothing, but the
+miniature has heads of its own, and a Turbo wants other steps than the SDXL whose shapes it has.
 """
 
 import json

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from ldm.config import CLIPS, CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
-from ..errors import CheckpointError, shown
 from ..disk.safetensors import Stored
+from ..errors import CheckpointError, shown
 from .names import Section, open_clip_table, published_name, rename, unet_outline, unet_table, vae_table
 
 GROUPS = 32  # of every GroupNorm
@@ -190,5 +190,5 @@ def tiny_vae_sizes(stored: Stored, path: Path) -> TinyVAEConfig:
     )
 
 
-def shapes_of(stored: Stored, rename: Mapping[str, str] = {}) -> dict[str, tuple[int, ...]]:
-    return {rename(published_name(key), rename): held.entry.shape for key, held in stored.items()}
+def shapes_of(stored: Stored, table: Mapping[str, str] = {}) -> dict[str, tuple[int, ...]]:
+    return {rename(published_name(key), table): held.entry.shape for key, held in stored.items()}

@@ -28,7 +28,7 @@ EXTRAS = (  # keys outside the networks, and what they are
     (r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|denoiser\.sigmas", SCHEDULE),
     (r"low_scale_model\..*", "the noise schedule for the small picture of the x4 upscaler"),
     (r"model_ema\..*", "averaged weights, or what counts them"),
-    (r"edm_(mean|std)|edm_vpred\.sigma_(min|max)|v_pred|ztsnr", "a mark that says how the model was trained"),
+    (r"edm_(mean|std)|edm_vpred\.sigma_(min|max)|v_pred|ztsnr", training.MARK),
     (r"depth_model\..*", "MiDaS, the network that estimates depth"),
     (r"embedder\..*", "the vision tower of CLIP"),
     (r"(embedding_manager|loss)\..*|global_step|scale_factor", "a remnant of training"),
@@ -76,7 +76,11 @@ def describe_stored(
     facts = replace(MODELS[row], unet=sizes["unet"], vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
     if prediction:
-        facts, why, warnings = training.with_prediction(facts, row, prediction), f"it predicts {prediction}: as asked", ()
+        facts, why, warnings = (
+            training.with_prediction(facts, row, prediction),
+            f"it predicts {prediction}: as asked",
+            (),
+        )
     else:
         facts, why, warnings = training.read_prediction(facts, row, stored, inside["unet"], metadata, value)
     facts, overridden = overrides.read(facts, metadata, path)
@@ -169,6 +173,7 @@ def write(model: Model, layout: str) -> tuple[dict[str, Tensor], dict[str, str]]
     # Whoever opens this file sees names, shapes and marks. So it is described here as if it had been opened, and where
     # that description differs from the model's facts, the file gets overrides that lead from the one to the other.
     metadata = training.write_prediction(facts)
-    seen = describe_stored(overrides.in_memory(tensors), metadata, overrides.NEW, lambda held: tensors[held.key].float())
+    seen = describe_stored(
+        overrides.in_memory(tensors), metadata, overrides.NEW, lambda held: tensors[held.key].float()
+    )
     return tensors, metadata | overrides.write(facts, seen.facts)
-

@@ -1,5 +1,5 @@
-"""What a single file tells of its training, by marks that stand in it for nothing else, by metadata, by its values and by
-what is published; and the marks that are written into it, as ComfyUI and diffusers know them too.
+"""What a single file tells of its training, by marks that stand in it for nothing else, by metadata, by its values and
+by what is published; and the marks that are written into it, as ComfyUI and diffusers know them too.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,6 +17,7 @@ from ..errors import CheckpointError, shown
 from .names import rename, unet_table
 
 ReadValue = Callable[[Held], Tensor]  # of the few tensors that are looked into
+MARK = "a mark that says how the model was trained"  # what read_marks reads
 SPEC = "modelspec.prediction_type"  # of the metadata
 SPECS = {"epsilon": "eps", "v": "v", "sample": "x0"}  # written there -> our prediction
 DECIDES_V = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
