@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, warn
+from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser, warn
 from weights import CheckpointError
 from weights.hub.wanted import model_files, part_files
 
@@ -225,16 +225,10 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
         check(args, "an adapter or embedding")
         weights.convert_adapter(source, args.to, dtype)
         return []
-    asked = dict(
-        variant=args.variant,
-        offline=args.offline,
-        unet=args.unet,
-        vae=args.vae,
-        prediction=args.prediction,
-        ema=bool(args.ema),
+    found = weights.describe(
+        source, args.variant, None, args.offline, args.unet, args.vae, args.prediction, bool(args.ema)
     )
-    model = weights.load(source, "stored", **asked)
-    found = weights.describe(source, **asked)
+    model = weights.load(found, "stored")
     weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, found.metadata)
     return [what for _, what in found.left_out() if what != weights.MARK]  # marks are written anew
 
@@ -243,7 +237,7 @@ def main():
     if sys.argv[1:2] == ["--unpickle"]:
         return unpickle(Path(sys.argv[2]), Path(sys.argv[3]))
     args = arguments()
-    sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unprintable(sys.stdout)
     try:
         check(args, kind(args))
         convert(args)

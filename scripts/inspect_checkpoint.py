@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import weights
-from common import add_download_flags, fail, first_line, make_parser
+from common import add_download_flags, escape_unprintable, fail, first_line, make_parser
 from tables import table
 from weights.checkpoint import PARTS, Checkpoint, Part
 from weights.hub.wanted import any_files
@@ -138,7 +138,7 @@ def describe_part(name: str, part: Part, report: Report):
     report.networks.append(
         dict(
             part=name,
-            network=part.network.__name__,
+            network=type(network).__name__,
             names=part.names,
             tensors=len(part.stored),
             parameters=blocks.total(),
@@ -270,7 +270,7 @@ def inspect(args: argparse.Namespace) -> Report:
 
 def main():
     args = arguments()
-    sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unprintable(sys.stdout)
     try:
         report = inspect(args)
         if args.json:

@@ -18,11 +18,12 @@ from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 from ldm.vae import VAE
 
-from .disk.safetensors import FLOATS, Held, Stored, check_float, is_finite, read_tensors
+from .disk.safetensors import FLOATS, Held, Stored, check_float, read_tensors
 from .errors import CheckpointError, listed, shown
-from .layouts.names import Piece, pieces, published_name
+from .layouts.names import Piece, pieces
 
-CLASSES: dict[type, type[nn.Module]] = {UNetConfig: UNet, VAEConfig: VAE, TinyVAEConfig: TinyVAE, CLIPConfig: CLIPText}
+Network = UNet | VAE | TinyVAE | CLIPText
+NetworkConfig = UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENS = 49408  # in the one vocabulary of all these models
 HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
@@ -34,6 +35,17 @@ HARMLESS = (  # a tensor without a place in our networks -> what it is, which is
 LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
 TOGETHER = "put the files of one model together"
+
+SPELLINGS = tuple(
+    (re.compile(old), new)
+    for old, new in (  # of older or newer libraries -> as published
+        (r"^(.*mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
+        (r"^(.*mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
+        (r"^(.*mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
+        (r"^(.*mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
+        (r"^(?=embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm))", "text_model."),
+    )
+)
 
 
 class Place(NamedTuple):
@@ -55,7 +67,7 @@ class Part:
     taken from; label: its source, where that is not the model's. metadata: of its file, where it stands alone.
     """
 
-    config: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
+    config: NetworkConfig
     stored: Stored
     path: Path
     root: Path
@@ -65,11 +77,7 @@ class Part:
     label: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def network(self) -> type[nn.Module]:
-        return CLASSES[type(self.config)]
-
-    def match(self) -> tuple[nn.Module, Places]:
+    def match(self) -> tuple[Network, Places]:
         """The network without memory for its parameters, and where each of them lies; else CheckpointError."""
         network = build(self)
         return network, match_tensors(network, self)
@@ -96,14 +104,15 @@ class Part:
 @dataclass(frozen=True)
 class Checkpoint:
     """facts: of the model. parts: by the names of diffusers' folders, in the order of PARTS. path: where it lies.
-    evidence: what decided which model it is. warnings: what the files leave open and the user should know. metadata:
-    that of a single file. extras: its tensors, or the components of its folder, outside all networks -> what they are.
-    revisions: source -> the commit of its repository."""
+    source: as the user named it. evidence: what decided which model it is. warnings: what the files leave open and the
+    user should know. metadata: that of a single file. extras: its tensors, or the components of its folder, outside all
+    networks -> what they are. revisions: source -> the commit of its repository."""
 
     facts: ModelConfig
     parts: dict[str, Part]
     path: Path
     layout: str
+    source: str = ""
     evidence: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -164,20 +173,33 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
 class Uninitialised(TorchFunctionMode):
     """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__module__", None) == "torch.nn.init":
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs or {})
+        return func(*args, **kwargs)
 
 
-def build(part: Part) -> nn.Module:
+def build(part: Part) -> Network:
     """The network without memory for its parameters, frozen and in evaluation mode."""
     try:
         with torch.device("meta"), Uninitialised():
-            return part.network(part.config).eval().requires_grad_(False)
+            return make_network(part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
-        what = f"no such {part.network.__name__} as {part.described_by} describes can be built"
+        what = f"no such network as {part.described_by} describes can be built"
         raise CheckpointError(f"{part.path}: {what}: {error}") from None
+
+
+def make_network(cfg: NetworkConfig) -> Network:
+    match cfg:
+        case UNetConfig():
+            return UNet(cfg)
+        case VAEConfig():
+            return VAE(cfg)
+        case TinyVAEConfig():
+            return TinyVAE(cfg)
+        case CLIPConfig():
+            return CLIPText(cfg)
 
 
 def match_tensors(network: nn.Module, part: Part) -> Places:
@@ -208,10 +230,18 @@ def match_tensors(network: nn.Module, part: Part) -> Places:
     return places
 
 
+def published_name(key: str) -> str:
+    """A parameter in the spelling of the published diffusers and transformers files."""
+    for old, new in SPELLINGS:
+        key = old.sub(new, key)
+    return key
+
+
 def harmless(key: str, part: Part) -> str | None:
     """What a tensor is that no parameter of ours needs; None if nobody knows."""
-    if part.names == "open_clip" and key.startswith(f"transformer.resblocks.{part.config.layers}."):
-        return LAST_BLOCK
+    if part.names == "open_clip" and isinstance(part.config, CLIPConfig):
+        if key.startswith(f"transformer.resblocks.{part.config.layers}."):
+            return LAST_BLOCK
     for pattern, what in HARMLESS:
         if re.fullmatch(pattern, key):
             return what
@@ -267,26 +297,3 @@ def take(piece: Piece, tensor: Tensor, shape: torch.Size) -> Tensor:
     if piece.third is not None:
         tensor = tensor.chunk(3)[piece.third]
     return tensor.T if piece.transposed else tensor.view(shape)
-
-
-def fill(
-    network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool
-) -> None:
-    """Give an empty network its parameters. dtype: None leaves each as it is stored."""
-    needed = dict(network.named_parameters())
-    groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}  # file and dtype -> key -> parameters
-    for name, (held, _) in places.items():
-        kind = dtype or FLOATS[held.entry.dtype]
-        groups.setdefault((held.file, kind), {}).setdefault(held.key, []).append(name)
-    for (file, kind), names in groups.items():
-        entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
-        for key, tensor in read_tensors(file, entries, kind, device):
-            if check_finite and not is_finite(tensor):
-                raise CheckpointError(
-                    f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
-                    "the file is damaged, or the dtype too small for its values"
-                )
-            for name in names[key]:
-                owner, _, parameter = name.rpartition(".")
-                value = take(places[name].piece, tensor, needed[name].shape)
-                setattr(network.get_submodule(owner), parameter, nn.Parameter(value, requires_grad=False))

@@ -18,20 +18,19 @@ from torch import nn
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 
-from .checkpoint import PARTS, Checkpoint, Part, Places, fill
-from .disk.safetensors import FLOATS, read_stored
+from .checkpoint import PARTS, Checkpoint, Network, Part, Places, take
+from .disk.safetensors import FLOATS, is_finite, read_tensors
 from .disk.settings import opened
 from .errors import CheckpointError, shown
 from .hub.wanted import model_files, part_files
 from .layouts import diffusers, one_network, single_file
-from .layouts.landmarks import whole_models
 from .swap import swap
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     dtype: torch.dtype | str | None = torch.float32,
     device: str | torch.device = "cpu",
     variant: str | None = None,
@@ -43,7 +42,8 @@ def load(
     ema: bool = False,
     check_finite: bool = True,
 ) -> Model:
-    """Read the checkpoint that `describe` finds, whose arguments these are; frozen and in evaluation mode.
+    """Read the checkpoint that `describe` finds, whose arguments these are, or one that it has found; frozen and in
+    evaluation mode.
 
     dtype: of all networks; None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE that
     overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32 in its place.
@@ -54,9 +54,11 @@ def load(
     Raises CheckpointError, one line, for whatever is wrong with the files; ValueError for other arguments.
     Warns where a file leaves something to guess.
     """
-    if dtype not in (None, "stored", *DTYPES):
-        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
-    checkpoint = describe(source, variant, revision, offline, unet, vae, prediction, ema)
+    check_dtype(dtype)
+    if isinstance(source, Checkpoint):
+        checkpoint = source
+    else:
+        checkpoint = describe(source, variant, revision, offline, unet, vae, prediction, ema)
     for warning in checkpoint.warnings:
         warnings.warn(f"{checkpoint.path}: {warning}", stacklevel=2)
     networks = {}
@@ -73,7 +75,7 @@ def load(
         texts={tower: networks[tower] for tower in facts.family.towers},
         tokenizer=Tokenizer(length=facts.texts[0].length),
         facts=facts,
-        source=str(source),
+        source=checkpoint.source,
         files=name_files(checkpoint, places),
         revisions=checkpoint.revisions,
     )
@@ -88,17 +90,22 @@ def load_part(
     revision: str | None = None,
     offline: bool = False,
     check_finite: bool = True,
-) -> nn.Module:
+) -> Network:
     """Read the network that `describe_part` finds, whose arguments these are: an ldm UNet, VAE, TinyVAE or CLIPText.
 
     dtype: None takes that of its file; see `load`. Raises CheckpointError.
     """
+    check_dtype(dtype)
     found = describe_part(source, part, variant, revision, offline)
     network, places = found.match()
-    if dtype is None:
-        dtype = stored_dtype(places)
-    fill(network, places, None if dtype == "stored" else dtype, torch.device(device), check_finite)
+    chosen = dtype or stored_dtype(places)
+    fill(network, places, None if isinstance(chosen, str) else chosen, torch.device(device), check_finite)
     return network
+
+
+def check_dtype(dtype: torch.dtype | str | None) -> None:
+    if dtype not in (None, "stored", *DTYPES):
+        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
 
 
 def describe(
@@ -124,7 +131,7 @@ def describe(
         raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
     swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
     path, commit = locate(source, partial(model_files, variant=variant, without=swaps), revision, offline)
-    if single_file.matches(path):
+    if not diffusers.matches(path):
         checkpoint = single_file.read(path, prediction, ema)
     elif ema:
         raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
@@ -136,7 +143,8 @@ def describe(
         part = replace(describe_part(place, name, variant), root=place, label=str(other))
         checkpoint = swap(checkpoint, name, part, place)
         revisions[str(other)] = commit
-    return replace(checkpoint, revisions={name: commit for name, commit in revisions.items() if commit})
+    revisions = {name: commit for name, commit in revisions.items() if commit}
+    return replace(checkpoint, source=str(source), revisions=revisions)
 
 
 def describe_part(
@@ -156,7 +164,7 @@ def describe_part(
     path, _ = locate(source, partial(part_files, part=part, variant=variant), revision, offline)
     if path.is_dir():
         return one_network.read_folder(path, part, variant)
-    if not whole_models(read_stored(path)):
+    if not single_file.matches(path):
         return one_network.read_file(path, part)
     checkpoint = single_file.read(path)
     if part not in checkpoint.parts:
@@ -205,6 +213,29 @@ def stored_dtype(places: Places) -> torch.dtype:
             f"{held.file}: {held.key} is of type {held.entry.dtype}, in which nothing can be computed: choose a dtype"
         )
     return FLOATS[held.entry.dtype]
+
+
+def fill(
+    network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+) -> None:
+    """Give an empty network its parameters. dtype: None leaves each as it is stored."""
+    needed = dict(network.named_parameters())
+    groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}  # file and dtype -> key -> parameters
+    for name, (held, _) in places.items():
+        kind = dtype or FLOATS[held.entry.dtype]
+        groups.setdefault((held.file, kind), {}).setdefault(held.key, []).append(name)
+    for (file, kind), names in groups.items():
+        entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
+        for key, tensor in read_tensors(file, entries, kind, device):
+            if check_finite and not is_finite(tensor):
+                raise CheckpointError(
+                    f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
+                    "the file is damaged, or the dtype too small for its values"
+                )
+            for name in names[key]:
+                owner, _, parameter = name.rpartition(".")
+                value = take(places[name].piece, tensor, needed[name].shape)
+                setattr(network.get_submodule(owner), parameter, nn.Parameter(value, requires_grad=False))
 
 
 def name_files(checkpoint: Checkpoint, places: Mapping[str, Places]) -> dict[str, Path]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ldm.model import Model
 
+from .checkpoint import Network
 from .disk.write import atomic_path, write_tensors
 from .errors import CheckpointError, shown
 from .layouts import diffusers, one_network, single_file
@@ -55,7 +55,7 @@ def save(
 
 
 def save_part(
-    network: nn.Module,
+    network: Network,
     path: str | Path,
     names: str = "diffusers",
     dtype: torch.dtype | None = None,

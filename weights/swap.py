@@ -6,13 +6,11 @@ from pathlib import Path
 from ldm.config import ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 from .checkpoint import PARTS, Checkpoint, Part, check_fit
-from .disk.safetensors import read_stored
 from .disk.settings import Settings
 from .errors import CheckpointError
 from .layouts import single_file
 from .layouts.diffusers_configs import TINY_LATENT
 from .layouts.diffusers_scheduler import read_scheduler
-from .layouts.landmarks import whole_models
 
 
 def swap(base: Checkpoint, name: str, part: Part, path: Path) -> Checkpoint:
@@ -20,10 +18,12 @@ def swap(base: Checkpoint, name: str, part: Part, path: Path) -> Checkpoint:
 
     Raises CheckpointError where it cannot belong to such a model.
     """
-    if name == "unet":
+    if isinstance(part.config, UNetConfig):
         facts = with_unet(base.facts, part.config, training_of(path), path)
-    else:
+    elif isinstance(part.config, VAEConfig | TinyVAEConfig):
         facts = with_vae(base.facts, part.config, vae_settings(path), path)
+    else:
+        raise CheckpointError(f"{path}: only a UNet and a VAE can be swapped in")
     check_fit(facts, str(path))
     parts = base.parts | {name: part}
     return replace(base, facts=facts, parts={other: parts[other] for other in PARTS if other in parts})
@@ -46,9 +46,7 @@ def training_of(path: Path) -> dict:
 
 def whole_file(path: Path) -> Checkpoint | None:
     """The model in a single file, if it holds a whole one."""
-    if path.is_file() and whole_models(read_stored(path)):
-        return single_file.read(path)
-    return None
+    return single_file.read(path) if path.is_file() and single_file.matches(path) else None
 
 
 def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) -> ModelConfig:

@@ -146,7 +146,7 @@ def direction(fields: dict[str, Tensor], scale: float) -> Delta:
         if fields.keys() & {"lokr_w1", "lokr_w1_a"}:
             return LoKr(factor(fields, "lokr_w1"), factor(fields, "lokr_w2"), scale)
         if "hada_w1_a" in fields:
-            return LoHa(factor(fields, "hada_w1"), factor(fields, "hada_w2"), scale)
+            return LoHa(product(fields, "hada_w1"), product(fields, "hada_w2"), scale)
         up, down, core = fields.pop("up"), fields.pop("down"), fields.pop("core", None)
         return LoRA(matrix(up), down if core is None else matrix(down), core, scale)
     except KeyError as error:
@@ -154,13 +154,20 @@ def direction(fields: dict[str, Tensor], scale: float) -> Delta:
 
 
 def factor(fields: dict[str, Tensor], name: str) -> Full | Product:
-    """A factor of LoHa or LoKr: itself, or the product of w_a (o r) and w_b; with a core t, w_a is (r o)."""
+    """A factor of LoKr: itself, or a product."""
     if name in fields:
         return Full(fields.pop(name))
-    a, b, core = (fields.pop(key, None) for key in (f"{name}_a", f"{name}_b", name.replace("w", "t")))
-    if a is None or b is None:
-        raise KeyError(f"{name}_a" if a is None else f"{name}_b")
-    return Product(a.T if core is not None and a.ndim == 2 else a, b, core)
+    return product(fields, name)
+
+
+def product(fields: dict[str, Tensor], name: str) -> Product:
+    """A factor of LoHa or LoKr as the product of w_a (o r) and w_b; with a core t, w_a is (r o)."""
+    core = fields.pop(name.replace("w", "t"), None)
+    first = fields.pop(f"{name}_a")
+    second = fields.pop(f"{name}_b")
+    if core is not None and first.ndim == 2:
+        first = first.T
+    return Product(first, second, core)
 
 
 def matrix(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -69,85 +70,109 @@ def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, 
         spelling = rename(path, sgm) if part == "unet" else path
         stem = heads[part] + spelling.replace(".", "_")
         of_norm = targets[f"{part}.{path}.weight"].ndim == 1
-        if kind == "bias":
+        if isinstance(delta, Full) and kind == "bias":
             field = "b_norm" if of_norm else "diff_b"
             tensors[f"{stem}.{field}"] = delta.change
-        elif of_norm:
+        elif isinstance(delta, Full) and of_norm:
             tensors[f"{stem}.w_norm"] = delta.change
         else:
-            fields = kohya_fields(delta, kernel=targets[name].ndim == 4)
+            fields = kohya_fields(delta, is_kernel=targets[name].ndim == 4)
             tensors |= {f"{stem}.{field}": tensor for field, tensor in fields.items()}
     return tensors, {}
 
 
-def kohya_fields(delta: Delta, kernel: bool) -> dict[str, Tensor]:
-    """kernel: the layer is a convolution, whose 1x1 factors have four axes in these files."""
+def kohya_fields(delta: Delta, is_kernel: bool) -> dict[str, Tensor]:
+    """is_kernel: the layer is a convolution, whose 1x1 factors have four axes in these files."""
 
     def shaped(factor: Tensor) -> Tensor:
-        return factor[:, :, None, None] if kernel and factor.ndim == 2 else factor
+        return factor[:, :, None, None] if is_kernel and factor.ndim == 2 else factor
 
     match delta:
         case DoRA(inner, magnitude):
-            return kohya_fields(inner, kernel) | {"dora_scale": shaped(magnitude)}
+            return kohya_fields(inner, is_kernel) | {"dora_scale": shaped(magnitude)}
         case Full(change):
             return {"diff": change}
         case LoKr(Full(first), Full() as second, scale):  # LyCORIS applies no alpha to this one
-            return factors(Full(scale * first), "lokr_w1") | factors(second, "lokr_w2")
+            return factor_fields(Full(scale * first), "lokr_w1") | factor_fields(second, "lokr_w2")
         case LoKr(first, second):
-            fields = factors(first, "lokr_w1") | factors(second, "lokr_w2")
+            return factor_fields(first, "lokr_w1") | factor_fields(second, "lokr_w2") | alpha_field(delta)
         case LoHa(first, second):
-            fields = factors(first, "hada_w1") | factors(second, "hada_w2")
+            return factor_fields(first, "hada_w1") | factor_fields(second, "hada_w2") | alpha_field(delta)
         case LoRA(up, down, core):
             fields = {"lora_up.weight": shaped(up), "lora_down.weight": shaped(down)}
-            fields |= {} if core is None else {"lora_mid.weight": core}
-    return fields | {"alpha": torch.tensor(delta.scale * delta.rank, dtype=torch.float64)}
+            if core is not None:
+                fields["lora_mid.weight"] = core
+            return fields | alpha_field(delta)
 
 
-def factors(part: Full | Product, name: str) -> dict[str, Tensor]:
+def alpha_field(delta: LoRA | LoHa | LoKr) -> dict[str, Tensor]:
+    return {"alpha": torch.tensor(delta.scale * (delta.rank or 1), dtype=torch.float64)}
+
+
+def factor_fields(factor: Full | Product, name: str) -> dict[str, Tensor]:
     """LyCORIS' names of a factor; Tucker's form has `up` transposed there."""
-    match part:
-        case Full(change):
-            return {name: change}
-        case Product(up, down, None):
-            return {f"{name}_a": up, f"{name}_b": down}
-        case Product(up, down, core):
-            return {f"{name}_a": up.T, f"{name}_b": down, name.replace("w", "t"): core}
+    if isinstance(factor, Full):
+        return {name: factor.change}
+    if factor.core is None:
+        return {f"{name}_a": factor.up, f"{name}_b": factor.down}
+    return {f"{name}_a": factor.up.T, f"{name}_b": factor.down, name.replace("w", "t"): factor.core}
 
 
 def diffusers(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The scales go into the metadata, as the configuration of peft from which diffusers makes its layers."""
-    tensors, settings = {}, {}
+    tensors = {}
+    settings = {}
     for part, network in networks(model).items():
-        changes = {
-            name.removeprefix(f"{part}.").removesuffix(".weight"): delta
-            for name, delta in adapter.deltas.items()
-            if name.startswith(f"{part}.")
-        }
-        for path, delta in changes.items():
-            inner, magnitude = (delta.direction, delta.magnitude) if isinstance(delta, DoRA) else (delta, None)
-            if not isinstance(inner, LoRA) or inner.core is not None or magnitude is not None and len(magnitude) == 1:
-                raise CheckpointError(
-                    f"diffusers' layout cannot hold the {type(inner).__name__} of {part}.{path}: save it in kohya's"
-                )
-            axes = (..., None, None) if network.get_parameter(f"{path}.weight").ndim == 4 else ...
-            tensors[f"{part}.{path}.lora_A.weight"] = inner.down[axes] if inner.down.ndim == 2 else inner.down
-            tensors[f"{part}.{path}.lora_B.weight"] = inner.up[axes]
-            if magnitude is not None:
-                tensors[f"{part}.{path}.lora_magnitude_vector"] = magnitude[:, 0] if axes is ... else magnitude.T[axes]
+        changes = {}
+        for name, delta in adapter.deltas.items():
+            if name.startswith(f"{part}."):
+                path = name.removeprefix(f"{part}.").removesuffix(".weight")
+                changes[path] = split_magnitude(delta, f"{part}.{path}")
+        for path, (change, magnitude) in changes.items():
+            is_kernel = network.get_parameter(f"{path}.weight").ndim == 4
+            for field, tensor in diffusers_fields(change, magnitude, is_kernel).items():
+                tensors[f"{part}.{path}.{field}"] = tensor
         if changes:
             settings |= {f"{part}.{key}": value for key, value in configuration(part, changes).items()}
     return tensors, {"lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
 
 
-def configuration(part: str, changes: dict[str, LoRA | DoRA]) -> dict:
+def split_magnitude(delta: Delta, name: str) -> tuple[LoRA, Tensor | None]:
+    """A LoRA, and the magnitudes (o 1) of a DoRA; CheckpointError for a change that this layout cannot hold."""
+    inner, magnitude = delta, None
+    if isinstance(delta, DoRA):
+        inner, magnitude = delta.direction, delta.magnitude
+    of_inputs = magnitude is not None and len(magnitude) == 1
+    if not isinstance(inner, LoRA) or inner.core is not None or of_inputs:
+        raise CheckpointError(f"diffusers' layout cannot hold the {type(inner).__name__} of {name}: save it in kohya's")
+    return inner, magnitude
+
+
+def diffusers_fields(change: LoRA, magnitude: Tensor | None, is_kernel: bool) -> dict[str, Tensor]:
+    up, down = change.up, change.down
+    if is_kernel:
+        up = up[..., None, None]
+        down = down[..., None, None] if down.ndim == 2 else down
+    fields = {"lora_A.weight": down, "lora_B.weight": up}
+    if magnitude is not None:
+        fields["lora_magnitude_vector"] = magnitude.T[..., None, None] if is_kernel else magnitude[:, 0]
+    return fields
+
+
+def configuration(part: str, changes: Mapping[str, tuple[LoRA, Tensor | None]]) -> dict:
     """Rank and alpha of most layers, and those of the others by name; transformers 5.6 dropped "text_model."."""
-    with_magnitude = {isinstance(delta, DoRA) for delta in changes.values()}
+    with_magnitude = {magnitude is not None for _, magnitude in changes.values()}
     if len(with_magnitude) > 1:
         raise CheckpointError(f"diffusers' layout cannot hold DoRA in some layers of {part} only: save it in kohya's")
-    names = {path: f"^{path}" if part == "unet" else path.removeprefix("text_model.") for path in changes}
-    inner = {names[path]: delta.direction if isinstance(delta, DoRA) else delta for path, delta in changes.items()}
-    ranks = {name: delta.rank for name, delta in inner.items()}
-    alphas = {name: delta.scale * delta.rank for name, delta in inner.items()}
+    ranks = {}
+    alphas = {}
+    targets = []
+    for path, (change, _) in changes.items():
+        target = path if part == "unet" else path.removeprefix("text_model.")
+        name = f"^{target}" if part == "unet" else target
+        targets.append(target)
+        ranks[name] = change.rank
+        alphas[name] = change.scale * change.rank
     ((rank, _),) = Counter(ranks.values()).most_common(1)
     ((alpha, _),) = Counter(alphas.values()).most_common(1)
     return {
@@ -156,5 +181,5 @@ def configuration(part: str, changes: dict[str, LoRA | DoRA]) -> dict:
         "use_dora": with_magnitude == {True},
         "rank_pattern": {name: other for name, other in ranks.items() if other != rank},
         "alpha_pattern": {name: other for name, other in alphas.items() if other != alpha},
-        "target_modules": sorted(name.removeprefix("^") for name in names.values()),
+        "target_modules": sorted(targets),
     }

@@ -240,12 +240,16 @@ def choose_file(where: str, names: list[str], stem: str, variant: str | None) ->
         return found[variant or ""]
     if len(found) == 1 and not variant:
         return found.popitem()[1]
-    if not found:
-        raise CheckpointError(f"{where} has no {stem}.safetensors: {why_none(names)}")
+    raise CheckpointError(f"{where} has no {missing_file(names, stem, variant, found)}")
+
+
+def missing_file(names: list[str], stem: str, variant: str | None, found: dict[str, str]) -> str:
     offer = listed([name or "plain" for name in found])
+    if not found:
+        return f"{stem}.safetensors: {why_none(names)}"
     if variant:
-        raise CheckpointError(f"{where} has no variant {shown(variant)}: it offers {offer}")
-    raise CheckpointError(f"{where} has no plain {stem}.safetensors: choose a variant, it offers {offer}")
+        return f"variant {shown(variant)}: it offers {offer}"
+    return f"plain {stem}.safetensors: choose a variant, it offers {offer}"
 
 
 def variants(names: list[str], stem: str) -> dict[str, str]:

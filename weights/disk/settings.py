@@ -7,9 +7,10 @@ import re
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from ..errors import CheckpointError, shown
 
@@ -39,7 +40,7 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 
 @contextmanager
-def opened(path: Path) -> Generator[BinaryIO]:
+def opened(path: Path) -> Generator[BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file

@@ -128,22 +128,24 @@ def on_hub(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
         return revision, known
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        siblings = info.siblings
+        listing = {file.rfilename: describe_file(file) for file in siblings or ()}
         commit = str(info.sha)
-        listing = {file.rfilename: describe(file) for file in info.siblings or ()}
+        is_sound = siblings is not None and COMMIT.fullmatch(commit) and all(map(has_sound_hash, listing.values()))
     except (ValueError, TypeError, KeyError, AttributeError):  # a sign-in page of the local network, say
-        commit, listing = "", {}
-    if not COMMIT.fullmatch(commit) or not all(is_sound(file) for file in listing.values()):
+        is_sound = False
+    if not is_sound:
         raise CheckpointError(f"{repo}: {constants.ENDPOINT} does not answer as the hub does")
     keep(home / "listings" / f"{commit}.json", json.dumps(listing))
     return commit, listing
 
 
-def describe(file) -> File:
+def describe_file(file) -> File:
     """One entry of the hub's answer."""
     return File(int(file.size), file.lfs.sha256 if file.lfs else None)
 
 
-def is_sound(file: File) -> bool:
+def has_sound_hash(file: File) -> bool:
     return file.sha256 is None or bool(SHA256.fullmatch(file.sha256))
 
 

@@ -5,7 +5,7 @@ diffusers 0.42 and transformers 5, except for depth and unCLIP models, whose ima
 facts, in this package.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ldm.config import FAMILIES, CLIPConfig, Family, ModelConfig, TinyVAEConfig,
 from ldm.model import Model
 from ldm.tokenizer import published_files
 
-from ..checkpoint import Checkpoint, Part, check_fit
+from ..checkpoint import Checkpoint, NetworkConfig, Part, check_fit
 from ..disk.safetensors import find_weights, read_stored
 from ..disk.settings import Settings, is_integer, is_number, names_in
 from ..disk.write import write_json, write_shards, write_text
@@ -52,7 +52,9 @@ def matches(path: Path) -> bool:
     return path.is_dir()
 
 
-def read(folder: Path, variant: str | None = None, prediction: str | None = None, without: object = ()) -> Checkpoint:
+def read(
+    folder: Path, variant: str | None = None, prediction: str | None = None, without: Collection[str] = ()
+) -> Checkpoint:
     """All that the JSON files say, and what the weight files hold, except those of the parts `without`. prediction:
     "eps" or "v", where the user knows better than the scheduler. CheckpointError names the file and the setting that
     this program cannot use."""
@@ -89,13 +91,13 @@ def read(folder: Path, variant: str | None = None, prediction: str | None = None
     return Checkpoint(facts, parts, folder, "diffusers", extras=other_components(index))
 
 
-def read_part(folder: Path, config: configs.NetworkConfig, variant: str | None, root: Path) -> Part:
+def read_part(folder: Path, config: NetworkConfig, variant: str | None, root: Path) -> Part:
     """One network's own folder."""
     path = find_weights(folder, stem_of(config), variant)
     return Part(config, read_stored(path), path, root, described_by=str(folder / "config.json"))
 
 
-def stem_of(config: configs.NetworkConfig) -> str:
+def stem_of(config: object) -> str:
     """The name of a network's weight file, without its ending."""
     return "model" if isinstance(config, CLIPConfig) else "diffusion_pytorch_model"
 
@@ -239,16 +241,16 @@ def describe_components(facts: ModelConfig) -> dict[str, dict]:
 def write_index(facts: ModelConfig, vae: str, scheduler: str) -> dict:
     """vae, scheduler: their classes."""
     defaults = dict(steps=facts.steps, guidance=facts.guidance, sampler=facts.sampler, schedule=facts.schedule)
-    values = dict(
-        _class_name=pipeline_of(facts),
+    values: dict[str, object] = {
+        "_class_name": pipeline_of(facts),
         **configs.VERSION,
-        _defaults=defaults,
-        unet=["diffusers", "UNet2DConditionModel"],
-        scheduler=["diffusers", scheduler],
-        vae=["diffusers", vae],
-    )
+        "_defaults": defaults,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", scheduler],
+        "vae": ["diffusers", vae],
+    }
     if facts.family.name == "sdxl_refiner":
-        values |= dict(text_encoder=[None, None], tokenizer=[None, None], requires_aesthetics_score=True)
+        values |= {"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True}
     for tower, cfg in zip(facts.family.towers, facts.texts):
         values[tower] = ["transformers", "CLIPTextModelWithProjection" if cfg.projection else "CLIPTextModel"]
         values[tokenizer_of(tower)] = ["transformers", "CLIPTokenizer"]

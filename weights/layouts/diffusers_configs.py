@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
+from ..checkpoint import NetworkConfig
 from ..disk.settings import DEEPEST, Settings, is_integer
-
-NetworkConfig = UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
 
 
 class Setting(NamedTuple):

@@ -103,21 +103,19 @@ def write_scheduler(facts: ModelConfig) -> dict:
     """The class of diffusers whose sampler is the model's own, or Euler's, with the model's noise."""
     noise = facts.noise
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-    values = dict(prediction_type=predictions[facts.prediction])
+    name = "EDMDPMSolverMultistepScheduler" if noise.edm else class_of_sampler(facts.sampler)
+    values: dict[str, object] = {"_class_name": name, **VERSION, "prediction_type": predictions[facts.prediction]}
     if noise.edm:
-        name = "EDMDPMSolverMultistepScheduler"
-        values |= dict(sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, sigma_data=noise.sigma_data)
+        values |= {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max, "sigma_data": noise.sigma_data}
     else:
-        name = class_of_sampler(facts.sampler)
         values |= write_discrete_noise(noise)
-        values |= dict(
-            timestep_spacing=facts.schedule if facts.schedule in SPACINGS else "leading", steps_offset=facts.offset
-        )
+        values["timestep_spacing"] = facts.schedule if facts.schedule in SPACINGS else "leading"
+        values["steps_offset"] = facts.offset
         if facts.schedule == "karras":
-            values |= dict(use_karras_sigmas=True)
+            values["use_karras_sigmas"] = True
         if noise.zero_snr:
-            values |= dict(rescale_betas_zero_snr=True)
-    return dict(_class_name=name) | VERSION | values | SCHEDULERS[name].written
+            values["rescale_betas_zero_snr"] = True
+    return values | SCHEDULERS[name].written
 
 
 def class_of_sampler(sampler: str) -> str:

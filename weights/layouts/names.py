@@ -9,7 +9,6 @@ applies it to any path below such a module. A Piece says where in a file one par
     sgm          SDXL, its refiner, and SD 2 as SD-Turbo has it (github.com/Stability-AI/generative-models)
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -34,16 +33,6 @@ TEXT_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-SPELLINGS = tuple(
-    (re.compile(old), new)
-    for old, new in (  # of older or newer libraries -> as published
-        (r"^(.*mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
-        (r"^(.*mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
-        (r"^(.*mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
-        (r"^(.*mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
-        (r"^(?=embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm))", "text_model."),
-    )
-)
 
 
 class Piece(NamedTuple):
@@ -200,13 +189,6 @@ def open_clip_piece(name: str, table: Table) -> Piece:
 def strip_prefix(stored: Mapping[str, T], prefix: str) -> dict[str, T]:
     """The tensors whose keys begin with the prefix, by the rest of their keys."""
     return {key.removeprefix(prefix): held for key, held in stored.items() if key.startswith(prefix)}
-
-
-def published_name(key: str) -> str:
-    """A parameter in the spelling of the published diffusers and transformers files."""
-    for old, new in SPELLINGS:
-        key = old.sub(new, key)
-    return key
 
 
 def ema_key(key: str) -> str:

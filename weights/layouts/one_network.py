@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.clip import CLIPText
-from ldm.config import CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, UNetConfig
 from ldm.taesd import TinyVAE
 
-from ..checkpoint import PARTS, Part
+from ..checkpoint import PARTS, Network, Part
 from ..disk.safetensors import Stored, read_header, read_stored
 from ..disk.settings import Settings, names_in
 from ..errors import CheckpointError, shown
@@ -26,7 +26,6 @@ from .names import Section, pieces, strip_prefix
 from .shapes import sizes_of
 
 SEQUENCE = re.compile(r"\d+\.")  # as the keys of TAESD's original files begin
-KINDS = {UNetConfig: "unet", VAEConfig: "vae", TinyVAEConfig: "vae", CLIPConfig: "text"}
 
 
 def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
@@ -41,7 +40,7 @@ def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
     elif "config.json" not in names:
         raise CheckpointError(f"{folder} has neither config.json nor {shown(part or 'unet')}: it holds no network")
     config = read_network(Settings.read(folder / "config.json"))
-    kind = KINDS[type(config)]
+    kind = kind_of(config)
     if part and not part.startswith(kind):
         raise CheckpointError(f"{folder} holds {TITLES[kind]}, not a {part}")
     return read_folder_part(folder, config, variant, root)
@@ -65,6 +64,13 @@ def read_file(path: Path, part: str | None) -> Part:
     return Part(config, inside, path, path, section.names, section.prefix, "its own shapes", metadata=metadata)
 
 
+def kind_of(config: object) -> str:
+    """Of a network: "unet", "vae" or "text"."""
+    if isinstance(config, UNetConfig):
+        return "unet"
+    return "text" if isinstance(config, CLIPConfig) else "vae"
+
+
 def join_halves(path: Path, stored: Stored) -> Stored:
     """TAESD in its original two files, taesd_encoder and taesd_decoder, by the names of diffusers. The numbers of the
     decoder begin at 1: its first layer has no parameters."""
@@ -84,7 +90,7 @@ def join_halves(path: Path, stored: Stored) -> Stored:
     return joined
 
 
-def write(network: nn.Module, path: Path, names: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(network: Network, path: Path, names: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file with one network and the metadata that it needs. CheckpointError, which begins with `path`,
     if such a network was never published with these names."""
     published = ["diffusers"]
@@ -98,13 +104,13 @@ def write(network: nn.Module, path: Path, names: str) -> tuple[dict[str, Tensor]
     return tensors, overrides_of(network, tensors, names)
 
 
-def overrides_of(network: nn.Module, tensors: Mapping[str, Tensor], names: str = "diffusers") -> dict[str, str]:
+def overrides_of(network: Network, tensors: Mapping[str, Tensor], names: str = "diffusers") -> dict[str, str]:
     """What the shapes in a file with one network cannot say: it is described as if it had been opened."""
-    seen = sizes_of(KINDS[type(network.config)], Section("", names), overrides.in_memory(tensors), overrides.NEW)
+    seen = sizes_of(kind_of(network.config), Section("", names), overrides.in_memory(tensors), overrides.NEW)
     return overrides.write(network.config, seen)
 
 
-def tensors_of(network: nn.Module, section: Section) -> dict[str, Tensor]:
+def tensors_of(network: Network, section: Section) -> dict[str, Tensor]:
     """One network's tensors by the keys of a file; the inverse of checkpoint.take."""
     state = network.state_dict()
     tensors: dict[str, list[Tensor]] = {}

@@ -88,10 +88,12 @@ def paths_of(facts: object) -> tuple[str, ...]:
 def get(facts: object, path: str) -> object:
     """None where there is no such place."""
     for name in path.split("."):
-        if name.isdigit():
-            facts = facts[int(name)] if int(name) < len(facts) else None
-        else:
+        if not name.isdigit():
             facts = getattr(facts, name, None)
+        elif isinstance(facts, tuple) and int(name) < len(facts):
+            facts = facts[int(name)]
+        else:
+            return None
     return facts
 
 

@@ -10,9 +10,10 @@ from typing import NoReturn
 
 from ldm.config import CLIPS, CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
+from ..checkpoint import published_name
 from ..disk.safetensors import Stored
 from ..errors import CheckpointError, shown
-from .names import Section, open_clip_table, published_name, rename, unet_outline, unet_table, vae_table
+from .names import Section, open_clip_table, rename, unet_outline, unet_table, vae_table
 
 GROUPS = 32  # of every GroupNorm
 HEAD = 64  # channels

@@ -14,13 +14,13 @@ from ldm.config import MODELS, ModelConfig, TinyVAEConfig, VAEConfig
 from ldm.model import Model
 
 from ..checkpoint import TOKENS, Checkpoint, Part, check_fit
-from ..disk.safetensors import Held, Stored, read_header, read_tensors
+from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
 from ..errors import CheckpointError, listed
 from . import overrides, training
-from .landmarks import single_file_layout
+from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, ema_key, strip_prefix
 from .one_network import tensors_of
-from .shapes import sizes_of
+from .shapes import sizes_of, unet_sizes
 
 SCHEDULE = "the noise schedule of its training"
 EXTRAS = (  # keys outside the networks, and what they are
@@ -36,7 +36,8 @@ EXTRAS = (  # keys outside the networks, and what they are
 
 
 def matches(path: Path) -> bool:
-    return not path.is_dir()
+    """Whether a file holds all networks of a model."""
+    return bool(whole_models(read_stored(path)))
 
 
 def read(path: Path, prediction: str | None = None, ema: bool = False) -> Checkpoint:
@@ -69,11 +70,12 @@ def describe_stored(
         inside["unet"] = averaged(stored, inside["unet"], path)
         evidence.append("the UNet's averaged copy: model_ema.*, as asked")
 
-    sizes = {part: sizes_of(part, section, inside[part], path, layout) for part, section in sections.items()}
-    row, why = training.published_row(family, sizes["unet"], layout, stored)
+    unet = unet_sizes(inside["unet"], sections["unet"].names, path, layout)
+    sizes = {part: sizes_of(part, section, inside[part], path) for part, section in sections.items() if part != "unet"}
+    row, why = training.published_row(family, unet, layout, stored)
     evidence.append(f"{row}: {why}")
     texts = tuple(sizes[tower] for tower in MODELS[row].family.towers)
-    facts = replace(MODELS[row], unet=sizes["unet"], vae=sizes["vae"], texts=texts)
+    facts = replace(MODELS[row], unet=unet, vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
     if prediction:
         facts, why, warnings = (
