@@ -217,7 +217,7 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
     """What is left out, for each tensor and component."""
     dtype = DTYPES.get(args.dtype)
     if args.part:
-        part = weights.describe_part(source, args.part, args.variant)
+        part = weights.describe_part(source, args.part, variant=args.variant)
         network = weights.load_part(source, args.part, "stored", variant=args.variant)
         weights.save_part(network, args.to, args.names or "diffusers", dtype, part.metadata)
         return [what for _, what in part.left_out()]
@@ -226,7 +226,13 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
         weights.convert_adapter(source, args.to, dtype)
         return []
     found = weights.describe(
-        source, args.variant, None, args.offline, args.unet, args.vae, args.prediction, bool(args.ema)
+        source,
+        variant=args.variant,
+        offline=args.offline,
+        unet=args.unet,
+        vae=args.vae,
+        prediction=args.prediction,
+        ema=bool(args.ema),
     )
     model = weights.load(found, "stored")
     weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, found.metadata)

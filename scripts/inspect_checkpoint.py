@@ -75,7 +75,7 @@ def find(source: str, args: argparse.Namespace) -> Found:
     wanted = partial(any_files, variant=args.variant)
     path, _ = weights.locate(source, wanted, args.revision, args.offline)
     try:
-        whole = weights.describe(path, args.variant)
+        whole = weights.describe(path, variant=args.variant)
         return Found(whole.parts, whole)
     except weights.CheckpointError as error:
         problem = error
@@ -95,7 +95,7 @@ def find_parts(path: Path, variant: str | None) -> Found:
     found = Found()
     for name in PARTS:
         try:
-            part = weights.describe_part(path, name, variant)
+            part = weights.describe_part(path, name, variant=variant)
         except weights.CheckpointError as error:
             if (path / name).is_dir() and str(error) not in found.problems:
                 found.problems.append(str(error))

@@ -142,32 +142,29 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
 
     number_width: of each embedded size; 0 where the files do not say it, and any that divides the rest will do.
     """
-    unet, numbers, lengths = facts.unet, facts.family.numbers, {text.length for text in facts.texts}
+    unet, texts, numbers = facts.unet, facts.texts, facts.family.numbers
     pairs = [
-        ("cross_attention_dim", unet.context_dim, "reads text", "text towers give", sum(t.width for t in facts.texts)),
+        ("cross_attention_dim", unet.context_dim, "reads text", "text towers give", sum(t.width for t in texts)),
         ("out_channels", unet.out_channels, "makes latents", "VAE has", facts.vae.latent_channels),
     ]
     if numbers:
-        pooled = facts.texts[-1].projection
-        number_width = number_width or max((unet.vector_dim - pooled) // numbers, 1)
-        vector = pooled + numbers * number_width
+        pooled = texts[-1].projection
+        vector = pooled + numbers * (number_width or max((unet.vector_dim - pooled) // numbers, 1))
         key = "projection_class_embeddings_input_dim"
         pairs.append((key, unet.vector_dim, "adds a vector", f"pooled text and {numbers} numbers make", vector))
     for key, found, takes, gives, expected in pairs:
         if found != expected:
-            raise CheckpointError(
-                f"{where}: {key} is {found}: its UNet {takes} of width {found} and its {gives} {expected}: "
-                "these are parts of different models"
-            )
+            what = f"its UNet {takes} of width {found} and its {gives} {expected}: these are parts of different models"
+            raise CheckpointError(f"{where}: {key} is {found}: {what}")
     if unet.in_channels < unet.out_channels:
+        what = f"at least the {unet.out_channels} of the latents are expected"
+        raise CheckpointError(f"{where}: in_channels is {unet.in_channels}: {what}")
+    lengths, vocabularies = [text.length for text in texts], [text.vocab for text in texts]
+    if len(set(lengths)) > 1 or min(vocabularies) < TOKENS:
+        what = f"equal numbers of tokens, from at least the {TOKENS} of CLIP, are expected"
         raise CheckpointError(
-            f"{where}: in_channels is {unet.in_channels}: at least the {unet.out_channels} of the latents are expected"
+            f"{where}: the text encoders take {lengths} tokens from vocabularies of {vocabularies}: {what}"
         )
-    if len(lengths) > 1 or min(text.vocab for text in facts.texts) < TOKENS:
-        vocabularies = [text.vocab for text in facts.texts]
-        found = f"{[text.length for text in facts.texts]} tokens from vocabularies of {vocabularies}"
-        wanted = f"equal numbers of tokens, from at least the {TOKENS} of CLIP, are expected"
-        raise CheckpointError(f"{where}: the text encoders take {found}: {wanted}")
 
 
 class Uninitialised(TorchFunctionMode):

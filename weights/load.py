@@ -33,6 +33,7 @@ def load(
     source: str | Path | Checkpoint,
     dtype: torch.dtype | str | None = torch.float32,
     device: str | torch.device = "cpu",
+    *,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -42,32 +43,43 @@ def load(
     ema: bool = False,
     check_finite: bool = True,
 ) -> Model:
-    """Read the checkpoint that `describe` finds, whose arguments these are, or one that it has found; frozen and in
-    evaluation mode.
+    """Read the checkpoint that `describe` finds, whose arguments these are, or one that it has found. The networks are
+    frozen and in evaluation mode.
 
     dtype: of all networks; None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE that
     overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32 in its place.
     "stored" leaves each tensor in the dtype of its file, to be saved again.
-    On the CPU, tensors that have the dtype in the file stay there until they are used: leave the files as they are
-    meanwhile.
-
+    On the CPU, tensors that have the dtype in the file stay there until they are used: leave the files as they are.
     Raises CheckpointError, one line, for whatever is wrong with the files; ValueError for other arguments.
     Warns where a file leaves something to guess.
     """
     check_dtype(dtype)
-    if isinstance(source, Checkpoint):
-        checkpoint = source
-    else:
-        checkpoint = describe(source, variant, revision, offline, unet, vae, prediction, ema)
-    for warning in checkpoint.warnings:
-        warnings.warn(f"{checkpoint.path}: {warning}", stacklevel=2)
+    if not isinstance(source, Checkpoint):
+        source = describe(
+            source,
+            variant=variant,
+            revision=revision,
+            offline=offline,
+            unet=unet,
+            vae=vae,
+            prediction=prediction,
+            ema=ema,
+        )
+    for warning in source.warnings:
+        warnings.warn(f"{source.path}: {warning}", stacklevel=2)
+    return read_model(source, dtype, torch.device(device), check_finite)
+
+
+def read_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | str | None, device: torch.device, check_finite: bool
+) -> Model:
     networks = {}
     places = {}
     for name, part in checkpoint.parts.items():
         networks[name], places[name] = part.match()
     dtypes = choose_dtypes(checkpoint, places, dtype)
     for name, network in networks.items():  # every part was matched before the first is read
-        fill(network, places[name], dtypes[name], torch.device(device), check_finite)
+        fill(network, places[name], dtypes[name], device, check_finite)
     facts = checkpoint.facts
     return Model(
         unet=networks["unet"],
@@ -86,6 +98,7 @@ def load_part(
     part: str | None = None,
     dtype: torch.dtype | str | None = torch.float32,
     device: str | torch.device = "cpu",
+    *,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -96,7 +109,7 @@ def load_part(
     dtype: None takes that of its file; see `load`. Raises CheckpointError.
     """
     check_dtype(dtype)
-    found = describe_part(source, part, variant, revision, offline)
+    found = describe_part(source, part, variant=variant, revision=revision, offline=offline)
     network, places = found.match()
     chosen = dtype or stored_dtype(places)
     fill(network, places, None if isinstance(chosen, str) else chosen, torch.device(device), check_finite)
@@ -110,6 +123,7 @@ def check_dtype(dtype: torch.dtype | str | None) -> None:
 
 def describe(
     source: str | Path,
+    *,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -140,7 +154,7 @@ def describe(
     revisions = {str(source): commit}
     for name, other in swaps.items():
         place, commit = locate(other, partial(part_files, part=name, variant=variant), None, offline)
-        part = replace(describe_part(place, name, variant), root=place, label=str(other))
+        part = replace(describe_part(place, name, variant=variant), root=place, label=str(other))
         checkpoint = swap(checkpoint, name, part, place)
         revisions[str(other)] = commit
     revisions = {name: commit for name, commit in revisions.items() if commit}
@@ -150,6 +164,7 @@ def describe(
 def describe_part(
     source: str | Path,
     part: str | None = None,
+    *,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,

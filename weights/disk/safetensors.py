@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, listed, shown
-from .settings import JSON_BYTES, names_in, opened, parse_json, read_json, size_of
+from .settings import JSON_BYTES, opened, parse_json, read_json, size_of
 
 FLOATS = {
     "F64": torch.float64,
@@ -271,11 +271,6 @@ def why_none(names: list[str]) -> str:
     if any(SHARD.search(Path(name).stem) for name in names):
         return "it has shards but not the index that lists them: download it"
     return f"it has {listed(names) or 'nothing'}"
-
-
-def find_weights(folder: Path, stem: str, variant: str | None) -> Path:
-    """The file or index to read in a folder."""
-    return folder / choose_file(str(folder), names_in(folder), stem, variant)
 
 
 def read_stored(path: Path) -> Stored:

@@ -16,7 +16,7 @@ from ldm.model import Model
 from ldm.tokenizer import published_files
 
 from ..checkpoint import Checkpoint, NetworkConfig, Part, check_fit
-from ..disk.safetensors import find_weights, read_stored
+from ..disk.safetensors import choose_file, read_stored
 from ..disk.settings import Settings, is_integer, is_number, names_in
 from ..disk.write import write_json, write_shards, write_text
 from ..errors import CheckpointError, shown
@@ -93,7 +93,7 @@ def read(
 
 def read_part(folder: Path, config: NetworkConfig, variant: str | None, root: Path) -> Part:
     """One network's own folder."""
-    path = find_weights(folder, stem_of(config), variant)
+    path = folder / choose_file(str(folder), names_in(folder), stem_of(config), variant)
     return Part(config, read_stored(path), path, root, described_by=str(folder / "config.json"))
 
 

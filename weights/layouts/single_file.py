@@ -18,7 +18,7 @@ from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tens
 from ..errors import CheckpointError, listed
 from . import overrides, training
 from .landmarks import single_file_layout, whole_models
-from .names import SINGLE_FILES, ema_key, strip_prefix
+from .names import SINGLE_FILES, Section, ema_key, strip_prefix
 from .one_network import tensors_of
 from .shapes import sizes_of, unet_sizes
 
@@ -78,25 +78,17 @@ def describe_stored(
     facts = replace(MODELS[row], unet=unet, vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
     if prediction:
-        facts, why, warnings = (
-            training.with_prediction(facts, row, prediction),
-            f"it predicts {prediction}: as asked",
-            (),
-        )
+        facts, why = training.with_prediction(facts, row, prediction), f"it predicts {prediction}: as asked"
+        warnings = ()
     else:
         facts, why, warnings = training.read_prediction(facts, row, stored, inside["unet"], metadata, value)
     facts, overridden = overrides.read(facts, metadata, path)
     facts = replace(facts, prediction=prediction or facts.prediction)  # the user's word before that of the overrides
     check_fit(facts, str(path))
 
-    sizes = {"unet": facts.unet, "vae": facts.vae, **dict(zip(facts.family.towers, facts.texts))}
-    parts = {}
-    for part, section in sections.items():
-        by = "the family it belongs to"
-        parts[part] = Part(sizes[part], inside[part], path, path, section.names, section.prefix, by)
     return Checkpoint(
         facts,
-        parts,
+        parts_of(facts, sections, inside, path),
         path,
         layout,
         evidence=(*evidence, *marks, why, *overridden),
@@ -104,6 +96,18 @@ def describe_stored(
         metadata=dict(metadata),
         extras=extras(stored, [section.prefix for section in sections.values()], path),
     )
+
+
+def parts_of(
+    facts: ModelConfig, sections: Mapping[str, Section], inside: Mapping[str, Stored], path: Path
+) -> dict[str, Part]:
+    """inside: the tensors of each part, without the prefix of its section."""
+    sizes = {"unet": facts.unet, "vae": facts.vae, **dict(zip(facts.family.towers, facts.texts))}
+    parts = {}
+    for name, section in sections.items():
+        by = "the family it belongs to"
+        parts[name] = Part(sizes[name], inside[name], path, path, section.names, section.prefix, by)
+    return parts
 
 
 def averaged(stored: Stored, unet: Stored, path: Path) -> Stored:
