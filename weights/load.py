@@ -20,7 +20,7 @@ from ldm.tokenizer import Tokenizer
 
 from .checkpoint import PARTS, Checkpoint, Network, Part, Places, take
 from .disk.safetensors import FLOATS, is_finite, read_tensors
-from .disk.settings import opened
+from .disk.settings import open_file
 from .errors import CheckpointError, shown
 from .hub.wanted import model_files, part_files
 from .layouts import diffusers, one_network, single_file
@@ -269,5 +269,5 @@ def file_hashes(model: Model) -> dict[str, str]:
 
 
 def file_hash(path: Path) -> str:
-    with opened(path) as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

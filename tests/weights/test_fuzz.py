@@ -24,7 +24,7 @@ from ldm.config import ModelConfig
 from support import tiny
 from support.single_files import COUNTERS, published
 from weights import CheckpointError
-from weights.disk.safetensors import BITS, mapped, read_header, read_stored
+from weights.disk.safetensors import BITS, open_mapped, read_header, read_stored
 from weights.layouts import diffusers, single_file
 
 SECOND, ROOM = 1.0, 200 * 2**20
@@ -308,7 +308,7 @@ def compare_with_library(path: Path, found: object, reasons: Counter) -> bool:
         if not isinstance(found, str):  # the one thing that we refuse only when the file is opened
             assert b"-0" in path.read_bytes(), f"the library says {error}, and we accept {path.read_bytes()}"
             with pytest.raises(CheckpointError, match="floating point `-0.0`"):
-                mapped(path)
+                open_mapped(path)
         return False
     if isinstance(found, str):
         why = [words for words in STRICTER if words in found]

@@ -88,10 +88,10 @@ def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Se
     part, _, path = module.partition(".")
     if part not in configs:
         part, path = "", module
-    return configured(configs[part], path, rank) if part in configs else 1.0
+    return scale_from_config(configs[part], path, rank) if part in configs else 1.0
 
 
-def configured(config: Settings, path: str, rank: int | None) -> float:
+def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
     config.only(CONFIG)
     name = "lora_alpha" if config.values.get("peft_type", "LORA") == "LORA" else "alpha"
     alpha = by_pattern(config, "alpha_pattern", path, config.number(name, 8))
@@ -122,7 +122,7 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
     if "bias" in left:
         changes["bias"] = Full(left.pop("bias"))
     if left:
-        change = direction(left, scale)
+        change = read_direction(left, scale)
         if "up_bias" in left and "bias" not in changes:
             bias = left.pop("up_bias")
             changes["bias"] = Full(scale * bias.to(torch.promote_types(bias.dtype, torch.float32)))
@@ -136,7 +136,7 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
     return changes
 
 
-def direction(fields: dict[str, Tensor], scale: float) -> Delta:
+def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
     """Takes out of fields what it uses."""
     try:
         if "diff" in fields:

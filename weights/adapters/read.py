@@ -21,7 +21,7 @@ from ldm.adapters.lora import Adapter, parameters
 from ldm.model import Model
 
 from ..checkpoint import read_values, text_width
-from ..disk.safetensors import FLOATS, is_finite, mapped, read_header, read_stored, why_none
+from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored, why_none
 from ..disk.settings import Settings, names_in, parse_json
 from ..errors import CheckpointError, listed, shown
 from .kinds import build, scale_of, split
@@ -111,7 +111,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     another CheckpointError for whatever is wrong with it."""
     path = adapter_file(Path(source))
     metadata = read_header(path).metadata
-    with mapped(path) as file:
+    with open_mapped(path) as file:
         tensors = {key: file.get_tensor(key) for key in read_header(path).entries}  # their values stay on the disk
     groups, unknown = group_tensors(path, tensors)
     if not groups:
@@ -149,7 +149,7 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for key, entry in header.entries.items():
         if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-    with mapped(path) as file:
+    with open_mapped(path) as file:
         tensors = {key: file.get_tensor(key) for key in header.entries}
     tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
     for key, tensor in tensors.items():

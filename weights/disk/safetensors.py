@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, listed, shown
-from .settings import JSON_BYTES, opened, parse_json, read_json, size_of
+from .settings import JSON_BYTES, open_file, parse_json, read_json, size_of
 
 FLOATS = {
     "F64": torch.float64,
@@ -87,7 +87,7 @@ Stored = dict[str, Held]  # by key, perhaps without the prefix that it has in th
 def read_header(path: Path) -> Header:
     """What a file says it holds. CheckpointError for every way in which the file could contradict itself."""
     size = size_of(path)
-    with opened(path) as file:
+    with open_file(path) as file:
         length = header_length(path, file.read(64), size)
         file.seek(8)
         values = parse_json(file.read(length), f"{path}: its header")
@@ -190,7 +190,7 @@ def read_tensors(
         check_float(path, key, entry)
     stay = [key for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"]
     for keys in [stay, *batches({key: entries[key] for key in entries.keys() - stay})]:
-        with mapped(path) as file:
+        with open_mapped(path) as file:
             for key in keys:
                 yield key, file.get_tensor(key).to(device=device, dtype=dtype)
 
@@ -215,7 +215,7 @@ def batches(entries: dict[str, Entry]) -> Iterator[list[str]]:
     yield batch
 
 
-def mapped(path: Path) -> safe_open:
+def open_mapped(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:  # the file was changed meanwhile, or the library is stricter than we

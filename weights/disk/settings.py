@@ -40,7 +40,7 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 
 @contextmanager
-def opened(path: Path) -> Generator[BufferedReader]:
+def open_file(path: Path) -> Generator[BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file
@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict:
     size = size_of(path)
     if size > JSON_BYTES:
         raise CheckpointError(f"{path} has {size} bytes; a JSON file here has at most {JSON_BYTES}")
-    with opened(path) as file:
+    with open_file(path) as file:
         return parse_json(file.read(), str(path))
 
 

@@ -195,7 +195,7 @@ def download(repo: str, commit: str, files: Listing, home: Path, what: str, tell
     """`what` begins the line for the user."""
     blobs = home / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    left = sum(file.size for file in files.values()) - arrived(files, blobs)
+    left = sum(file.size for file in files.values()) - count_arrived(files, blobs)
     free = shutil.disk_usage(blobs).free
     if left > free:
         raise CheckpointError(
@@ -212,7 +212,7 @@ def download(repo: str, commit: str, files: Listing, home: Path, what: str, tell
         hf_hub_download(repo, name, revision=commit)  # a blob that is there is only linked
 
 
-def arrived(files: Listing, blobs: Path) -> int:
+def count_arrived(files: Listing, blobs: Path) -> int:
     """Bytes that need no download, for they lie there whole or from an earlier attempt."""
     count = 0
     for file in files.values():

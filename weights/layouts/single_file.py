@@ -67,7 +67,7 @@ def describe_stored(
     inside = {part: strip_prefix(stored, section.prefix) for part, section in sections.items()}
     evidence = [f"{family} in the {layout} layout: keys {', '.join(s.prefix + '*' for s in sections.values())}"]
     if ema:
-        inside["unet"] = averaged(stored, inside["unet"], path)
+        inside["unet"] = averaged_copy(stored, inside["unet"], path)
         evidence.append("the UNet's averaged copy: model_ema.*, as asked")
 
     unet = unet_sizes(inside["unet"], sections["unet"].names, path, layout)
@@ -110,7 +110,7 @@ def parts_of(
     return parts
 
 
-def averaged(stored: Stored, unet: Stored, path: Path) -> Stored:
+def averaged_copy(stored: Stored, unet: Stored, path: Path) -> Stored:
     """The UNet's names, and the tensors of model_ema."""
     copies = {key: ema_key("model.diffusion_model." + key) for key in unet}
     missing = [copy for copy in copies.values() if copy not in stored]
