@@ -3,16 +3,15 @@
 context (b m d) are the text tokens that the UNet attends to; vector (b e) is what it adds to its time embedding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import ops
-from .clip import CLIPText, TextFeatures
-from .config import ModelConfig
-from .tokenizer import Tokenizer
+from .clip import TextFeatures
+from .model import Model
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,16 @@ class Conditioning:
     @staticmethod
     def cat(*parts: "Conditioning") -> "Conditioning":
         """Join batches; the one place where the two halves of guidance meet."""
-        vectors = [part.vector for part in parts]
-        return Conditioning(
-            torch.cat([part.context for part in parts]), None if vectors[0] is None else torch.cat(vectors)
-        )
+        vectors = [part.vector for part in parts if part.vector is not None]
+        return Conditioning(torch.cat([part.context for part in parts]), torch.cat(vectors) if vectors else None)
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def repeat(self, pictures: int) -> "Conditioning":
+        """The conditioning of one picture for several."""
+        vector = None if self.vector is None else self.vector.expand(pictures, -1)
+        return Conditioning(self.context.expand(pictures, -1, -1), vector)
 
 
 @dataclass(frozen=True)
@@ -46,28 +51,23 @@ class Sizes:
         return (*self.original, *self.crop, self.aesthetic)
 
 
-def encode(
-    texts: Mapping[str, CLIPText], tokenizer: Tokenizer, facts: ModelConfig, prompts: Sequence[str | None], sizes: Sizes
-) -> Conditioning:
-    """Condition on one prompt per picture. None stands for "no prompt": the published empty conditioning."""
-    features = [
-        read(tower, tokenizer, [prompt or "" for prompt in prompts], pad_id)
-        for tower, pad_id in zip(texts.values(), facts.pad_ids)
-    ]
+@torch.no_grad()
+def encode(model: Model, prompts: Sequence[str | None] | Conditioning, sizes: Sizes) -> Conditioning:
+    """Condition on one prompt per picture. None stands for "no prompt": the published empty conditioning. What is a
+    Conditioning already stays as it is. Raises FloatingPointError if the text encoder produces NaN or infinity."""
+    if isinstance(prompts, Conditioning):
+        return prompts
+    facts = model.facts
+    features = []
+    for tower, pad_id in zip(model.texts.values(), facts.pad_ids):
+        ids = model.tokenizer([prompt or "" for prompt in prompts], pad_id).ids
+        features.append(tower(ids.to(tower.text_model.embeddings.token_embedding.weight.device)))
     cond = BY_NUMBERS[facts.family.numbers](features, sizes, facts.unet.vector_dim)
-    if not facts.zero_empty_prompt:
-        return cond
-    given = torch.tensor([prompt is not None for prompt in prompts], device=cond.context.device)
-    pooled = features[-1].pooled.shape[1]
-    return Conditioning(
-        torch.where(given[:, None, None], cond.context, 0),
-        torch.cat([torch.where(given[:, None], cond.vector[:, :pooled], 0), cond.vector[:, pooled:]], dim=1),
-    )
-
-
-def read(tower: CLIPText, tokenizer: Tokenizer, prompts: list[str], pad_id: int) -> TextFeatures:
-    device = tower.text_model.embeddings.token_embedding.weight.device
-    return tower(tokenizer(prompts, pad_id).ids.to(device))
+    ops.check_finite(cond.context, "the text encoder")
+    if facts.zero_empty_prompt and cond.vector is not None:
+        given = torch.tensor([prompt is not None for prompt in prompts], device=cond.context.device)
+        return with_zeros(cond.context, cond.vector, given, features[-1].pooled.shape[1])
+    return cond
 
 
 def sd(features: list[TextFeatures], sizes: Sizes, vector_dim: int) -> Conditioning:
@@ -90,6 +90,13 @@ def with_sizes(features: list[TextFeatures], numbers: tuple[float, ...], vector_
     width = (vector_dim - pooled.shape[1]) // len(numbers)  # 256 in every published model
     embedded = ops.sinusoid(torch.tensor(numbers, device=pooled.device), width).flatten().to(pooled.dtype)
     return Conditioning(context, torch.cat([pooled, embedded.expand(len(pooled), -1)], dim=1))
+
+
+def with_zeros(context: Tensor, vector: Tensor, given: Tensor, pooled: int) -> Conditioning:
+    """SDXL's empty conditioning, where no prompt is given (b): zeros for the text, the first `pooled` numbers of the
+    vector included; sizes stay."""
+    text = torch.where(given[:, None], vector[:, :pooled], 0)
+    return Conditioning(torch.where(given[:, None, None], context, 0), torch.cat([text, vector[:, pooled:]], dim=1))
 
 
 BY_NUMBERS = {0: sd, 6: sdxl, 5: sdxl_refiner}  # by the count of sizes and scores that a family is told

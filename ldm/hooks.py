@@ -106,7 +106,7 @@ def find_attends(network: nn.Module, patterns: Sequence[str]) -> dict[str, Atten
     found: dict[str, Attend] = {}
     for path, layer in find_layers(network, patterns).items():
         if not isinstance(layer, Attend):
-            raise ValueError(f"{path} is a {type(layer).__name__}, not an ldm.ops.Attend: how it attends is unknown")
+            raise ValueError(f"{path} is {type(layer).__name__}, not ldm.ops.Attend: how it attends is unknown")
         found[path] = layer
     return found
 
@@ -115,6 +115,8 @@ def choose(numbers: Sequence[int] | None, count: int, what: str, path: str) -> l
     """The numbers, or all that there are. ValueError for one that the layer at this path does not have."""
     if numbers is None:
         return list(range(count))
+    if not numbers:
+        raise ValueError(f"no {what} of {path} is chosen: None chooses all")
     for number in numbers:
         if not 0 <= number < count:
             raise ValueError(f"{path} has {count} {what}s, numbered from 0: it has no {what} {number}")

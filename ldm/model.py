@@ -7,19 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from samplers.basics import EDM, Levels
+from samplers.schedules.levels import noise_table
+
 from .clip import CLIPText
-from .config import LatentConfig, ModelConfig
+from .config import ModelConfig, NoiseConfig
 from .taesd import TinyVAE
 from .tokenizer import Tokenizer
 from .unet import UNet
-from .vae import VAE, Posterior
+from .vae import VAE, Posterior, affine, decode_latents
 
 
 @dataclass(frozen=True)
 class Model:
     """texts: the text towers in published order, by the names of their folders, "text_encoder" and "text_encoder_2".
-    For the record of a picture: source, where the model was loaded from; files, its weight files by the names they have
-    there; revisions, the commit of each repository it came from."""
+    levels: the noise levels that facts.noise describes. For the record of a picture: source, where the model was
+    loaded from; files, its weight files by the names they have there; revisions, the commits of its repositories."""
 
     unet: UNet
     vae: VAE | TinyVAE
@@ -29,6 +32,10 @@ class Model:
     source: str = ""
     files: Mapping[str, Path] = field(default_factory=dict)
     revisions: Mapping[str, str] = field(default_factory=dict)
+    levels: Levels = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "levels", noise_levels(self.facts.noise))  # the dataclass is frozen
 
     @property
     def device(self) -> torch.device:
@@ -42,13 +49,11 @@ class Model:
 
     def to_image(self, latents: Tensor) -> Tensor:
         """Latents (b 4 h w) as the UNet sees them -> image (b 3 f*h f*w), about [-1, 1]."""
-        mean, spread = affine(self.facts.latent, latents)
-        return self.vae.decode((latents * spread + mean).to(next(self.vae.parameters()).dtype))
+        return decode_latents(self.vae, self.facts.latent, latents)
 
 
-def affine(latent: LatentConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread (c 1 1) of the VAE's latents: z = mean + spread * what the UNet sees."""
-    channels = like.shape[1]
-    mean = torch.tensor(latent.mean or (0.0,) * channels, device=like.device, dtype=like.dtype)
-    std = torch.tensor(latent.std or (1.0,) * channels, device=like.device, dtype=like.dtype)
-    return mean[:, None, None], std[:, None, None] / latent.scale
+def noise_levels(noise: NoiseConfig) -> Levels:
+    """The noise levels of a network's training."""
+    if noise.edm:
+        return EDM(noise.sigma_min, noise.sigma_max, noise.sigma_data)
+    return noise_table(noise.beta_start, noise.beta_end, noise.beta_law, noise.trained, noise.zero_snr)

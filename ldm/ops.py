@@ -98,7 +98,8 @@ class Attend(nn.Module):
 
     def __init__(self, heads: int, causal: bool = False):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (rearrange(a, "b n (heads d) -> b heads n d", heads=self.heads) for a in (q, k, v))
@@ -106,10 +107,8 @@ class Attend(nn.Module):
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False, shift: Tensor | None = None) -> Tensor:
-    """Group normalisation (arXiv 1803.08494) of x (b c h w) with the parameters of `norm`, then SiLU if asked.
-
-    shift (b c), such as the time embedding, is added to x first.
-    """
+    """Group normalisation (arXiv 1803.08494) of x (b c h w) with the parameters of `norm`, then SiLU if asked. shift
+    (b c), such as the time embedding, is added to x first."""
     if _backend.get() == "reference":
         return group_norm_reference(x, norm, silu, shift)
     if _backend.get() == "triton":
@@ -175,3 +174,9 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def check_finite(x: Tensor, stage: str) -> None:
+    """Raises FloatingPointError, which names the stage, if x holds NaN or infinity."""
+    if not x.isfinite().all():
+        raise FloatingPointError(f"{stage} produced NaN or infinity: try dtype float32 or bfloat16, or other weights")

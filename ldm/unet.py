@@ -101,8 +101,8 @@ class TokenConv(nn.Conv2d):
     def __init__(self, c_in: int, c_out: int):
         super().__init__(c_in, c_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 class Transformer(nn.Module):
@@ -131,7 +131,7 @@ class NoTransformer(nn.Module):
         return x
 
 
-def transformers(cfg: UNetConfig, level: int, count: int) -> nn.ModuleList:
+def attention_layers(cfg: UNetConfig, level: int, count: int) -> nn.ModuleList:
     """The attention parts of one level, one for each of its `count` resnets."""
     if not cfg.depth[level]:
         return nn.ModuleList([NoTransformer() for _ in range(count)])
@@ -167,7 +167,7 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(
             [Resnet(c_in if i == 0 else c_out, c_out, emb_dim, cfg.groups) for i in range(cfg.layers)]
         )
-        self.attentions = transformers(cfg, level, cfg.layers)
+        self.attentions = attention_layers(cfg, level, cfg.layers)
         last = level == len(cfg.channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(c_out)])
 
@@ -197,11 +197,13 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     def __init__(self, cfg: UNetConfig, level: int, emb_dim: int):
         super().__init__()
-        here, finer, last = cfg.channels[level], cfg.channels[max(level - 1, 0)], len(cfg.channels) - 1
+        here = cfg.channels[level]
+        finer = cfg.channels[max(level - 1, 0)]
+        last = len(cfg.channels) - 1
         inputs = [cfg.channels[min(level + 1, last)]] + [here] * cfg.layers
         skips = [here] * cfg.layers + [finer]  # channels of the skips, in the order they are taken
         self.resnets = nn.ModuleList([Resnet(c + skip, here, emb_dim, cfg.groups) for c, skip in zip(inputs, skips)])
-        self.attentions = transformers(cfg, level, cfg.layers + 1)
+        self.attentions = attention_layers(cfg, level, cfg.layers + 1)
         self.upsamplers = nn.ModuleList([Upsample(here)] if level else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
@@ -212,6 +214,11 @@ class UpBlock(nn.Module):
         for upsample in self.upsamplers:
             x = upsample(x, like=skips[-1])
         return x
+
+
+def check_given(name: str, value: Tensor | None, wanted: bool) -> None:
+    if (value is not None) != wanted:
+        raise ValueError(f"this UNet {'needs a' if wanted else 'takes no'} {name}")
 
 
 class UNet(nn.Module):
@@ -237,12 +244,8 @@ class UNet(nn.Module):
     def embed(self, x: Tensor, t: Tensor | float, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
         """Time and vector -> (b 4c)."""
         cfg = self.config
-        wants = bool(cfg.vector_dim or cfg.class_dim or cfg.class_count), bool(cfg.guidance_dim)
-        if wants != (vector is not None, guidance is not None):
-            raise ValueError(
-                f"this UNet {'needs' if wants[0] else 'takes no'} vector and "
-                f"{'needs' if wants[1] else 'takes no'} guidance embedding"
-            )
+        check_given("vector", vector, bool(cfg.vector_dim or cfg.class_dim or cfg.class_count))
+        check_given("guidance embedding", guidance, bool(cfg.guidance_dim))
         t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)  # copies nothing
         t = t.expand(len(x))
         emb = self.time_embedding(ops.sinusoid(t, cfg.channels[0]).to(x.dtype), guidance)
@@ -252,14 +255,8 @@ class UNet(nn.Module):
             emb = emb + self.class_embedding(vector)
         return emb
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        context: Tensor,
-        vector: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor,
+                vector: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:  # fmt: skip
         """x (b c h w), t a number or (b), context (b m d) -> (b 4 h w).
 
         vector is what the family adds to the time embedding: pooled text and sizes (b 2816; the refiner 2560) for

@@ -3,7 +3,9 @@
 Parameter names are those of the published diffusers files. Latent diffusion, arXiv 2112.10752.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import ops
-from .config import VAEConfig
+from .config import LatentConfig, VAEConfig
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
-        c, last = cfg.channels, len(cfg.channels) - 1
+        c = cfg.channels
+        last = len(c) - 1
         self.conv_in = nn.Conv2d(cfg.image_channels, c[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             [Level(c[max(i - 1, 0)], c[i], cfg.layers, cfg.groups, down=i < last) for i in range(len(c))]
@@ -132,7 +135,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
-        c, last = cfg.channels[::-1], len(cfg.channels) - 1
+        c = cfg.channels[::-1]
+        last = len(c) - 1
         self.conv_in = nn.Conv2d(cfg.latent_channels, c[0], 3, padding=1)
         self.mid_block = MidBlock(c[0], cfg.groups)
         self.up_blocks = nn.ModuleList(
@@ -152,6 +156,7 @@ class VAE(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         self.config = cfg
+        self.factor = cfg.factor  # pixels per latent
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
         self.quant_conv = nn.Conv2d(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)
@@ -165,3 +170,23 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Unscaled latents z (b 4 h w) -> image (b 3 f*h f*w), about [-1, 1] but not clamped."""
         return self.decoder(self.post_quant_conv(z))
+
+
+def affine(latent: LatentConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread (c 1 1) of the VAE's latents: z = mean + spread * what the UNet sees."""
+    mean = like.new_tensor(latent.mean or (0.0,) * like.shape[1])
+    std = like.new_tensor(latent.std or (1.0,) * like.shape[1])
+    return mean[:, None, None], std[:, None, None] / latent.scale
+
+
+class Decodes(Protocol):
+    """A VAE or a TinyVAE."""
+
+    def decode(self, z: Tensor) -> Tensor: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def decode_latents(vae: Decodes, latent: LatentConfig, latents: Tensor) -> Tensor:
+    """Latents (b 4 h w) as the UNet sees them -> image (b 3 f*h f*w), about [-1, 1]."""
+    mean, spread = affine(latent, latents)
+    return vae.decode((latents * spread + mean).to(next(vae.parameters()).dtype))

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from math import inf
 
 from . import adams, cfg_pp, distilled, multistep, ode, predictor_corrector, sde, singlestep
 from .basics import Streams, white
@@ -30,7 +31,20 @@ from .noise import brownian
 from .schedules.levels import EXACT, Convention
 from .step import Noise, Step
 
-__all__ = ["SAMPLERS", "Sampler", "Step", "find"]
+__all__ = ["INTERPOLATED", "SAMPLERS", "USUAL", "Sampler", "Scale", "Step", "find"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a guidance scale means. divisor: a model's usual scale divided by it is the sampler's. off: a scale of this
+    or less means no guidance."""
+
+    divisor: float = 1.0
+    off: float = 1.0
+
+
+USUAL = Scale()
+INTERPOLATED = Scale(divisor=12.5, off=-inf)  # CFG++: 0 to 1; the divisor is A1111's
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Sampler:
     schedule: str = ""  # that it is made for, rather than the model's
     noise: Callable[[Streams, list[float]], Noise] = white  # what it draws from, if it draws
     stochastic: bool = False  # it draws with its defaults, or with eta
-    interpolates: bool = False  # its guidance is an interpolation, 0 to 1 (CFG++)
+    guidance: Scale = USUAL  # what its guidance scale means
 
 
 EULER = Convention(unit_variance=False)  # k-diffusion and diffusers' Euler family
@@ -155,17 +169,17 @@ SAMPLERS = {
     "lcm": Sampler(distilled.lcm, "2310.04378", "LCM", stochastic=True, convention=WHOLE, schedule="lcm"),
     "tcd": Sampler(distilled.tcd, "2402.19159", "TCD", stochastic=True, schedule="lcm", convention=VP),
     "euler_cfg_pp": Sampler(
-        cfg_pp.euler_cfg_pp, "2406.08070", "DDIM CFG++", ("ddim_cfgpp",), interpolates=True, convention=EULER
+        cfg_pp.euler_cfg_pp, "2406.08070", "DDIM CFG++", ("ddim_cfgpp",), convention=EULER, guidance=INTERPOLATED
     ),
     "euler_ancestral_cfg_pp": Sampler(
         cfg_pp.euler_ancestral_cfg_pp,
         "2406.08070",
         names=("Euler a CFG++",),
         stochastic=True,
-        interpolates=True,
+        guidance=INTERPOLATED,
         convention=EULER,
     ),
-    "dpmpp_2m_cfg_pp": Sampler(cfg_pp.dpmpp_2m_cfg_pp, "2406.08070", interpolates=True, convention=EULER),
+    "dpmpp_2m_cfg_pp": Sampler(cfg_pp.dpmpp_2m_cfg_pp, "2406.08070", convention=EULER, guidance=INTERPOLATED),
 }
 
 

@@ -4,21 +4,19 @@ They differ in the axis on which the polynomial through the slopes is drawn: plm
 ipndm_v take sigma. (dpm_solver and deis of multistep.py take lambda.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
 from .basics import Denoise
 from .coefficients import UNIFORM, check_order, quadrature, remembered, usable_order
-from .step import Noise, Step, weighted
+from .step import Noise, Sigmas, Step, Steps, weighted
 
 STEPS = (0, -1, -2, -3)  # nodes of a polynomial in the number of the step
 
 
-def plms(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, middles: Sequence[float] = ()
-) -> Iterator[Step]:
+def plms(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, middles: Sequence[float] = ()) -> Steps:
     """Pseudo linear multistep (arXiv 2202.09778): Adams-Bashforth on the slopes, up to order 4.
 
     The first step is taken twice, the second time with the mean slope of both its ends; the slope found at that
@@ -54,9 +52,7 @@ def runge_kutta(denoise: Denoise, x: Tensor, first: Tensor, sigma: float, middle
     return weighted((1 / 6, 1 / 3, 1 / 3, 1 / 6), slopes)
 
 
-def ipndm(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, order: int = 4
-) -> Iterator[Step]:
+def ipndm(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, order: int = 4) -> Steps:
     """Adams-Bashforth with the weights of equal steps, whatever they are (arXiv 2204.13902); Euler into 0."""
     check_order(order, 4)
     slopes = []
@@ -70,14 +66,8 @@ def ipndm(
 
 
 def lms(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    order: int = 4,
-    euler_at_zero: bool = False,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, order: int = 4, euler_at_zero: bool = False
+) -> Steps:
     """Linear multistep in sigma, weights integrated exactly (k-diffusion): Adams-Bashforth for any steps.
 
     euler_at_zero: first order into sigma 0; then it is ipndm_v.
@@ -97,8 +87,8 @@ def lms(
 
 
 def gradient_estimation(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, gamma: float = 2.0
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, gamma: float = 2.0
+) -> Steps:
     """Euler along gamma * slope + (1 - gamma) * previous slope (arXiv 2306.04848); 3/2 is Adams-Bashforth's order 2."""
     previous = None
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):

@@ -7,16 +7,16 @@ two samplers to read first. The other files of this package hold the rest of eac
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import exp, inf, log, sqrt
-from typing import Protocol, runtime_checkable
+from math import exp, log, sqrt
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from .step import Noise, Step, churn
+from .step import Noise, Sigmas, Step, Steps, churn
 
 # Noise levels
 
@@ -54,20 +54,16 @@ class NoiseTable:
         k = bisect_right(self.sigmas, sigma) - 1
         return k + log(sigma / self.sigmas[k]) / log(self.sigmas[k + 1] / self.sigmas[k])
 
+    # fmt: off
     def scaling(self, sigma: float, prediction: str) -> tuple[float, float, float]:
-        """c_skip, c_out, c_in: x0 = c_skip x + c_out network(c_in x, t). The network was trained on
-        alpha x0 + sqrt(1 - alpha^2) noise with alpha = 1 / sqrt(1 + sigma^2). Velocity "v": arXiv 2202.00512.
-
-        Raises ValueError for another prediction.
-        """
-        c_in = 1 / sqrt(1 + sigma**2)
-        # fmt: off
+        """c_skip, c_out, c_in: x0 = c_skip x + c_out network(c_in x, t). Raises ValueError for another prediction."""
+        c_in = 1 / sqrt(1 + sigma**2)  # this is alpha: the network was trained on alpha x0 + sqrt(1 - alpha^2) noise
         match prediction:
             case "eps": return 1.0, -sigma, c_in
-            case "v":   return c_in**2, -sigma * c_in, c_in
+            case "v":   return c_in**2, -sigma * c_in, c_in  # arXiv 2202.00512
             case "x0":  return 0.0, 1.0, c_in
-        # fmt: on
         raise ValueError(f"unknown prediction {prediction!r}: choose one of eps, v, x0")
+    # fmt: on
 
 
 @dataclass(frozen=True)
@@ -81,16 +77,16 @@ class EDM:
     def t(self, sigma: float) -> float:
         return log(sigma) / 4
 
+    # fmt: off
     def scaling(self, sigma: float, prediction: str) -> tuple[float, float, float]:
         """c_skip, c_out, c_in of arXiv 2206.00364, table 1. Raises ValueError for a prediction other than eps and v."""
         data = self.sigma_data
         c_in = 1 / sqrt(sigma**2 + data**2)
-        # fmt: off
         match prediction:
             case "eps": return (data * c_in) ** 2, sigma * data * c_in, c_in
             case "v":   return (data * c_in) ** 2, -sigma * data * c_in, c_in
-        # fmt: on
         raise ValueError(f"unknown prediction {prediction!r} for an EDM model: choose one of eps, v")
+    # fmt: on
 
 
 Levels = NoiseTable | EDM
@@ -132,7 +128,8 @@ class Denoiser:
         self.levels.scaling(1.0, self.prediction)  # refuses a wrong name now
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        network = self.network.at(sigma) if isinstance(self.network, Guided) else self.network
+        at = getattr(self.network, "at", None)  # an isinstance of Guided takes as long as a small sampler's step
+        network: Any = at(sigma) if at else self.network
         return self.estimate(network, x, sigma)
 
     def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -148,7 +145,7 @@ class Denoiser:
         c_skip, c_out, c_in = self.levels.scaling(sigma, self.prediction)
         t = self.times[sigma] if sigma in self.times else self.levels.t(sigma)
         out = network(x * c_in, t).to(x.dtype)
-        return c_skip * x + c_out * out
+        return (c_skip * x).add(out, alpha=c_out)
 
 
 def denoiser(
@@ -200,7 +197,7 @@ class Streams:
         return self.draw()
 
 
-def white(streams: Streams, sigmas: Sequence[float]) -> Noise:
+def white(streams: Streams, sigmas: Sigmas) -> Streams:
     """The noise of most samplers: new in every step, from the streams themselves."""
     return streams
 
@@ -208,31 +205,19 @@ def white(streams: Streams, sigmas: Sequence[float]) -> Noise:
 # The two samplers to read first
 
 
-def euler(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = inf,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+def euler(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, **options: float) -> Steps:
     """Euler's method for the ODE dx/dsigma = (x - x0) / sigma (arXiv 2206.00364, algorithm 1). First order, one
-    evaluation per step. The same map as DDIM with eta = 0 and as DPM-Solver++ of order 1. s_churn: see step.churn."""
+    evaluation per step. The same map as DDIM with eta = 0 and as DPM-Solver++ of order 1. options: step.churn's."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        if s_churn > 0:
-            x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        if options:
+            x, sigma = churn(x, sigma, len(sigmas) - 1, noise, **options)
         x0 = denoise(x, sigma)
         slope = (x - x0) / sigma
         x = x + (sigma_next - sigma) * slope
         yield Step(i, sigma, x, x0)
 
 
-def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, short: float = 15
-) -> Iterator[Step]:
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, short: float = 15) -> Steps:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order at one evaluation per step. The paper's lambda is
     -log sigma here, and its alpha_t x_t is x.
 

@@ -5,7 +5,6 @@ one estimate, and all are samplers of the plain kind then. The guidance scale is
 usual scale divided by 12.5.
 """
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import log
 from typing import Protocol, runtime_checkable
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from .basics import Denoise
 from .coefficients import ancestral, remembered
-from .step import Noise, Step, renoise
+from .step import Noise, Sigmas, Step, Steps, renoise
 
 
 @runtime_checkable
@@ -33,14 +32,8 @@ def both_estimates(denoise: Denoise | HasPair, x: Tensor, sigma: float) -> tuple
 
 
 def euler_cfg_pp(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 0.0, s_noise: float = 1.0
+) -> Steps:
     """Euler; DDIM CFG++ under another name."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0, unguided = both_estimates(denoise, x, sigma)
@@ -51,19 +44,13 @@ def euler_cfg_pp(
 
 
 def euler_ancestral_cfg_pp(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """euler_cfg_pp to the level below, then noise."""
     return euler_cfg_pp(denoise, x, sigmas, noise, eta=eta, s_noise=s_noise)
 
 
-def dpmpp_2m_cfg_pp(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None) -> Iterator[Step]:
+def dpmpp_2m_cfg_pp(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None) -> Steps:
     """DPM-Solver++(2M), which extrapolates the unguided estimate; first order into sigma 0."""
     previous = x
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):

@@ -22,6 +22,8 @@ Where publishers replaced a moment by one that is equal up to higher powers of h
 from collections.abc import Callable, Sequence
 from math import expm1, factorial, inf, log, sqrt
 
+from .step import Sigmas
+
 UNIFORM = (1.0, 1 / 2, 1 / 3, 1 / 4)  # moments of a constant weight
 
 Rule = Callable[[list[float], float], list[float]]
@@ -135,7 +137,7 @@ def slope_weights(sigma: float, sigma_next: float, nodes: Sequence[float], secon
 # What a multistep method may use
 
 
-def past_nodes(sigmas: Sequence[float], i: int, count: int) -> list[float]:
+def past_nodes(sigmas: Sigmas, i: int, count: int) -> list[float]:
     """u of the `count` levels up to the i-th, newest first, in lambda: 0, then negative numbers."""
     if count < 2:
         return [0.0][:count]
@@ -143,7 +145,7 @@ def past_nodes(sigmas: Sequence[float], i: int, count: int) -> list[float]:
     return [log(sigmas[i] / sigmas[i - j]) / h for j in range(count)]
 
 
-def usable_order(sigmas: Sequence[float], i: int, order: int, short: float = 0) -> int:
+def usable_order(sigmas: Sigmas, i: int, order: int, short: float = 0) -> int:
     """The order that step i of a multistep method can have.
 
     A step into 0 or of no length has no finite formula above the first; and runs of fewer than `short` steps end in
@@ -157,7 +159,7 @@ def usable_order(sigmas: Sequence[float], i: int, order: int, short: float = 0) 
     return min(order, remembered(sigmas, i))
 
 
-def remembered(sigmas: Sequence[float], i: int) -> int:
+def remembered(sigmas: Sigmas, i: int) -> int:
     """How many estimates step i can use, its own included: two of one level, after a step of no length, end them."""
     return next((j for j in range(1, i + 1) if sigmas[i - j] == sigmas[i - j + 1]), i + 1)
 

@@ -1,6 +1,5 @@
 """Samplers of networks that were distilled to reach the clean picture in a few steps; they know the trained times."""
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import floor, sqrt
 
@@ -8,12 +7,10 @@ from torch import Tensor
 
 from .basics import EDM, Denoise, Denoiser, NoiseTable
 from .schedules.levels import noise_table
-from .step import Noise, Step, renoise
+from .step import Noise, Sigmas, Step, Steps, renoise
 
 
-def lcm(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, table: NoiseTable | None = None
-) -> Iterator[Step]:
+def lcm(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, table: NoiseTable | None = None) -> Steps:
     """Latent consistency (arXiv 2310.04378): to the clean picture at once, then noise up to the next level.
 
     table: see trained_table. Near its time 0 the estimate is x itself.
@@ -30,12 +27,12 @@ def lcm(
 def tcd(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     eta: float = 0.3,
     table: NoiseTable | None = None,
-) -> Iterator[Step]:
+) -> Steps:
     """Trajectory consistency (arXiv 2402.19159): along the ODE to a share 1 - eta of the next time, then noise.
 
     Like the published one it ends without noise at the smallest trained level; diffusers' pipelines have eta 0.

@@ -4,14 +4,14 @@ Deterministic samplers follow an ODE, so they also run upwards: on `sigmas[::-1]
 not defined) to sigma_max. That returns to the picture only up to the error of both passes; `invert` does exactly.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import sqrt
 
 from torch import Tensor
 
 from .basics import Denoise
-from .step import Step
+from .step import Step, Steps
 
 
 def shifted_times(times: Mapping[float, float], sigmas: list[float]) -> dict[float, float]:
@@ -25,7 +25,7 @@ def shifted_times(times: Mapping[float, float], sigmas: list[float]) -> dict[flo
 
 def invert(
     sampler: Callable, denoise: Denoise, x: Tensor, sigmas: list[float], tolerance: float = 2e-6, rounds: int = 200
-) -> Iterator[Step]:
+) -> Steps:
     """Run a one-step deterministic sampler (euler, heun, dpm_2) backwards, exactly: it leads back to x.
 
     A step down is x = F(y). Its start y is a fixed point of y + x - F(y), found by iteration (AIDI, arXiv 2309.04907),

@@ -5,7 +5,7 @@ coefficients.exponential. With one x0 and no noise that is Euler. dpmpp_2m is wr
 general form.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import exp, log, sqrt
 
@@ -24,7 +24,7 @@ from .coefficients import (
     slope_weights,
     usable_order,
 )
-from .step import Noise, Step, renoise, weighted
+from .step import Noise, Sigmas, Step, Steps, renoise, weighted
 
 # fmt: off
 __all__ = [
@@ -37,15 +37,15 @@ __all__ = [
 def dpmpp(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 2,
     second: str | Rule = "midpoint",
     eta: float = 0.0,
     s_noise: float = 1.0,
     short: float = 15,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver++ multistep of order 1 to 3, ODE and SDE (arXiv 2211.01095); first order into sigma 0.
 
     second: a rule of coefficients. The paper has "midpoint"; "exact" is known as "heun".
@@ -66,14 +66,14 @@ def dpmpp(
 def dpmpp_3m(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     second: str | Rule = "midpoint",
     eta: float = 0.0,
     s_noise: float = 1.0,
     short: float = 15,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver++(3M), of order 3. As every program has it, of order 2: published.dpmpp_3m."""
     return dpmpp(denoise, x, sigmas, noise, order=3, second=second, eta=eta, s_noise=s_noise, short=short)
 
@@ -81,14 +81,14 @@ def dpmpp_3m(
 def dpmpp_2m_sde(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     second: str | Rule = "midpoint",
     eta: float = 1.0,
     s_noise: float = 1.0,
     short: float = 0,
-) -> Iterator[Step]:
+) -> Steps:
     """k-diffusion's; second="exact" is its "heun"."""
     return dpmpp(denoise, x, sigmas, noise, order=2, second=second, eta=eta, s_noise=s_noise, short=short)
 
@@ -96,32 +96,26 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     second: str | Rule = "exact",
     eta: float = 1.0,
     s_noise: float = 1.0,
     short: float = 0,
-) -> Iterator[Step]:
+) -> Steps:
     """k-diffusion's, whose third moment is that of published.dpmpp_3m_sde."""
     return dpmpp(denoise, x, sigmas, noise, order=3, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
-def res_multistep(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None) -> Iterator[Step]:
+def res_multistep(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None) -> Steps:
     """RES (arXiv 2308.02157), the same map as dpmpp_2m with exact weights."""
     return dpmpp(denoise, x, sigmas, noise, second="exact", short=0)
 
 
 def res_multistep_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """RES to the level below, then noise."""
     previous = x
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -139,14 +133,14 @@ def res_multistep_ancestral(
 def dpm_solver(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 2,
     second: str | Rule = "midpoint",
     eta: float = 0.0,
     short: float = 15,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver multistep of order 1 to 3, which integrates the slope (arXiv 2206.00927); options as in dpmpp."""
     check_order(order, 3)
     slopes = []
@@ -161,14 +155,8 @@ def dpm_solver(
 
 
 def deis(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    order: int = 2,
-    short: float = 15,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, order: int = 2, short: float = 15
+) -> Steps:
     """DEIS with its polynomial in log rho (arXiv 2204.13902), the same map as dpm_solver with exact weights."""
     return dpm_solver(denoise, x, sigmas, noise, order=order, second="exact", short=short)
 
@@ -176,15 +164,15 @@ def deis(
 def er_sde(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 3,
     s_noise: float = 1.0,
     scale: Callable[[float], float] | None = None,
     points: int = 200,
     moments: Callable[..., list[float]] | None = None,
-) -> Iterator[Step]:
+) -> Steps:
     """ER-SDE-Solver (arXiv 2309.06169): reverse SDEs whose noise is set by a function of sigma, here `scale`.
 
     scale(sigma) = sigma has no noise. points: of the numerical integration in er_moments. moments: in its place.

@@ -1,35 +1,24 @@
 """Deterministic samplers of the probability-flow ODE dx/dsigma = (x - x0) / sigma (arXiv 2206.00364).
 
 With x0 fixed the ODE is solved exactly by x0 + (sigma_next / sigma) (x - x0), written x0.lerp(x, sigma_next / sigma).
-s_churn, s_tmin, s_tmax and s_noise are those of step.churn; without them nothing is random.
+options: s_churn, s_tmin, s_tmax and s_noise of step.churn; without them nothing is random.
 """
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from math import inf, sqrt
+from math import sqrt
 
 from torch import Tensor
 
 from .basics import Denoise, euler
-from .step import Noise, Step, churn, weighted
+from .step import Noise, Sigmas, Step, Steps, churn, weighted
 
 __all__ = ["dpm_2", "dpm_2_step", "euler", "heun", "heun_step", "heunpp2"]
 
 
-def heun(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = inf,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+def heun(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, **options: float) -> Steps:
     """Second order: the mean slope of both ends of the step; Euler into sigma 0 (arXiv 2206.00364, algorithms 1, 2)."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, **options)
         x, x0 = heun_step(denoise, x, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
@@ -44,20 +33,10 @@ def heun_step(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float) -> t
     return end, x0
 
 
-def dpm_2(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = inf,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+def dpm_2(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, **options: float) -> Steps:
     """Second order: the slope at the geometric middle of the step (arXiv 2206.00927 in sigma); Euler into 0."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, **options)
         x, x0 = dpm_2_step(denoise, x, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
@@ -72,24 +51,14 @@ def dpm_2_step(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float) -> 
     return x.add(y - denoise(y, middle), alpha=(sigma_next - sigma) / middle), x0
 
 
-def heunpp2(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = inf,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+def heunpp2(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, **options: float) -> Steps:
     """Heun++: slopes of up to two levels further on are mixed in while sigma is large (sd-webui-samplers-scheduler).
 
     The weights are sigma_k / (n sigma_0) for n slopes, so the order is the first wherever sigma is not half of
     sigma_0. Two evaluations in the last step but one, one in the last.
     """
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, **options)
         x0 = denoise(x, sigma)
         ahead = [level for level in sigmas[i + 1 : i + 3] if level > sigmas[-1]]
         slopes = [(x - x0) / sigma]

@@ -5,7 +5,7 @@ both to correct the step and to predict the next one. The estimates are integrat
 one node more, u = 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf
 from typing import NamedTuple
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from .basics import Denoise
 from .coefficients import Rule, check_order, exponential, noise_std, past_nodes, remembered, usable_order
-from .step import Noise, Step, draw, weighted
+from .step import Noise, Sigmas, Step, Steps, draw, weighted
 
 
 def uni_pc(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 2,
     variant: str | Rule = "bh2",
     end: float = 0.0,
     short: float = inf,
-) -> Iterator[Step]:
+) -> Steps:
     """UniPC (arXiv 2302.04867) of x0, order 1 to 3: sa_solver without noise that corrects with one estimate more.
 
     variant: B(h) of the paper, "bh1" is h and "bh2" 1 - exp(-h). Steps with two estimates take B / 2 for their second
@@ -51,8 +51,8 @@ class Predicted(NamedTuple):
 def sa_solver(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     predictor: int = 2,
     corrector: int = 2,
@@ -61,7 +61,7 @@ def sa_solver(
     pece: bool = False,
     s_noise: float = 1.0,
     short: float = inf,
-) -> Iterator[Step]:
+) -> Steps:
     """SA-Solver (arXiv 2309.05019): stochastic Adams methods of `predictor` and of `corrector` estimates.
 
     tau: how much noise, a number or a function of sigma; 0 solves the ODE and draws nothing, 1 is the trained process.
@@ -69,35 +69,41 @@ def sa_solver(
     pece: estimate again after each correction, which doubles the evaluations.
     short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
     """
-    steps = len(sigmas) - 1
     x0s = []  # newest first
     last = Predicted(x, None, 0.0)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-
-        # Correct the step that led here, now that the estimate at its end is known.
-        count = min(corrector, remembered(sigmas, i))
-        if steps < short:
-            count = min(count, steps - i + 2)
-        if i > 0 and count > 0 and sigma < sigmas[i - 1]:
-            nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
-            x = weighted(exponential(sigmas[i - 1], sigma, nodes, last.eta, second), [last.start, x0, *x0s])
-            if last.noise is not None:
-                x = x.add_(last.noise)
+        count = corrector_estimates(sigmas, i, corrector, short)
+        if count > 0:
+            x = correct(last, sigmas, i, [x0, *x0s], count, second)
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-
-        # Predict the next one.
         strength = tau if isinstance(tau, int | float) else tau(sigma)
         last = Predicted(x, None, strength**2)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
-        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [last.start, *x0s])
+        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [x, *x0s])
         if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
             drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
             last = last._replace(noise=drawn)
-            x.add_(drawn)
+            x = x.add_(drawn)
         yield Step(i, sigma, x, x0)
+
+
+def corrector_estimates(sigmas: Sigmas, i: int, corrector: int, short: float) -> int:
+    """How many estimates correct the step that led to level i; 0 where there is none, or one of no length."""
+    if i == 0 or not sigmas[i] < sigmas[i - 1]:
+        return 0
+    steps = len(sigmas) - 1
+    count = min(corrector, remembered(sigmas, i))
+    return min(count, steps - i + 2) if steps < short else count
+
+
+def correct(last: Predicted, sigmas: Sigmas, i: int, x0s: Sequence[Tensor], count: int, second: str | Rule) -> Tensor:
+    """The step that led to level i once more, now that the estimate at its end, x0s[0], is known."""
+    nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
+    x = weighted(exponential(sigmas[i - 1], sigmas[i], nodes, last.eta, second), [last.start, *x0s])
+    return x if last.noise is None else x.add_(last.noise)
 
 
 def authors_tau(sigma: float) -> float:

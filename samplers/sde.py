@@ -4,7 +4,6 @@ Each step goes down to a level below `sigma_next`, then noise brings it up again
 none and draws none, eta 1 as much as the trained process; s_noise scales all of it.
 """
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
 
@@ -13,18 +12,12 @@ from torch import Tensor
 from .basics import Denoise, karras
 from .coefficients import ancestral
 from .ode import dpm_2_step, heun_step
-from .step import Noise, Step, renoise
+from .step import Noise, Sigmas, Step, Steps, renoise
 
 
 def ddim(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 0.0, s_noise: float = 1.0
+) -> Steps:
     """DDIM (arXiv 2010.02502); with eta 0 the same map as Euler, with eta 1 ancestral sampling and DDPM."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -34,27 +27,15 @@ def ddim(
 
 
 def euler_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """Ancestral sampling under the name that users know; the same map as ddim, with eta 1."""
     return ddim(denoise, x, sigmas, noise, eta=eta, s_noise=s_noise)
 
 
 def dpm_2_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """dpm_2 to the level below, then noise."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         sigma_down, sigma_up = ancestral(sigma, sigma_next, eta)
@@ -64,14 +45,8 @@ def dpm_2_ancestral(
 
 
 def dpmpp_2s_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """DPM-Solver++(2S) (arXiv 2211.01095, algorithm 1): the clean estimate of the middle serves the whole step."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -87,13 +62,13 @@ def dpmpp_2s_ancestral(
 def dpmpp_sde(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
     r: float = 1 / 2,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver++ (SDE) of k-diffusion: 2S whose middle, a share r down the step, is noisy too.
 
     Its two draws of a step belong to overlapping intervals, so noise should be a Brownian path; eta 0 is 2S.
@@ -114,15 +89,15 @@ def dpmpp_sde(
 def restart(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     low: float = 0.1,
     high: float = 2.0,
     steps: int | None = None,
     times: int | None = None,
     s_noise: float = 1.0,
-) -> Iterator[Step]:
+) -> Steps:
     """Restart (arXiv 2306.14878): Heun, and from level `low` `times` times back up to `high` by noise alone.
 
     Each way down again takes `steps` steps. Unless both are given they and the way down from the top share the steps
@@ -137,7 +112,7 @@ def restart(
 
 
 def restart_legs(
-    sigmas: Sequence[float], low: float, high: float, steps: int | None = None, times: int | None = None
+    sigmas: Sigmas, low: float, high: float, steps: int | None = None, times: int | None = None
 ) -> list[tuple[float, float]]:
     """Every step of `restart` as (sigma, sigma_next)."""
     if steps is None or times is None:

@@ -1,7 +1,6 @@
 """Exponential integrators that look ahead inside a step and remember nothing of earlier ones: DPM-Solver's blocks, its
 fast and its adaptive form, and SEEDS."""
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import atan, exp, log, prod, sqrt
 
@@ -10,21 +9,21 @@ from torch import Tensor
 
 from .basics import Denoise
 from .coefficients import Rule, ancestral, check_order, exponential, noise_std, slope_weights
-from .step import Noise, Step, draw, renoise, weighted
+from .step import Noise, Sigmas, Step, Steps, draw, renoise, weighted
 
 
 def singlestep(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 2,
     second: str | Rule = "midpoint",
     third: str | Rule = "exact",
     eta: float = 0.0,
     s_noise: float = 1.0,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver++ singlestep of order 1 to 3 (arXiv 2211.01095): blocks of `order` of the steps given.
 
     Every step of a block starts where the block did, with all estimates since. A step into 0 is a block of its own.
@@ -56,14 +55,8 @@ def singlestep(
 
 
 def dpm_fast(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 0.0, s_noise: float = 1.0
+) -> Steps:
     """DPM-Solver-fast (arXiv 2206.00927): as many evaluations as `sigmas` has steps, in blocks of order 3.
 
     Of `sigmas` only the ends count: the blocks are equal in lambda, down to the smallest level above 0.
@@ -95,8 +88,8 @@ def noise_above(sigma_down: float, sigma_next: float, eta: float) -> float:
 def dpm_adaptive(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     order: int = 3,
     rtol: float = 0.05,
@@ -108,7 +101,7 @@ def dpm_adaptive(
     accept_safety: float = 0.81,
     eta: float = 0.0,
     s_noise: float = 1.0,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver-12 or -23 (arXiv 2206.00927): steps as long as two orders agree within the tolerances.
 
     Of `sigmas` only the ends count, the lower one being the smallest level above 0. The step is one for the whole
@@ -118,30 +111,45 @@ def dpm_adaptive(
     check_order(order, 3, lowest=2)
     sigma = sigmas[0]
     bottom = min(sigma for sigma in sigmas if sigma > 0)
-    powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
-    h = h_init
+    control = PID(h_init, (pcoeff, icoeff, dcoeff), 1.5 if eta else order, accept_safety)
     accepted = x
-    agreements = []  # inverse errors of the accepted steps, newest first
     i = 0
     while log(sigma / bottom) > 1e-5:
         x0 = denoise(x, sigma)
-        taken = False
-        while not taken:
-            sigma_next = max(sigma * exp(-h), bottom)
+        while True:
+            sigma_next = max(sigma * exp(-control.h), bottom)
             sigma_down = max(ancestral(sigma, sigma_next, eta)[0], bottom)
             high, low = look_ahead(denoise, x, x0, sigma, sigma_down, order)
             tolerance = (rtol * torch.maximum(low.abs(), accepted.abs())).clamp(min=atol)
-            agreement = 1 / (((low - high) / tolerance).square().mean().sqrt().item() + 1e-8)
-            agreements = [agreement, *agreements[1:]] if agreements else [agreement] * 3
-            factor = 1 + atan(prod(a**p for a, p in zip(agreements, powers)) - 1)
-            h *= factor
-            taken = factor >= accept_safety
-        agreements = [agreement, *agreements[:2]]
+            if control.accepts(((low - high) / tolerance).square().mean().sqrt().item()):
+                break
         accepted = low
         x = renoise(high, s_noise * noise_above(sigma_down, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
         sigma = sigma_next
         i += 1
+
+
+class PID:
+    """A controller of the length h of steps in lambda, by their errors; order: of the method, which sets its powers."""
+
+    def __init__(self, h: float, coefficients: tuple[float, float, float], order: float, safety: float):
+        p, i, d = coefficients
+        self.h = h
+        self.powers = [(p + i + d) / order, (-p - 2 * d) / order, d / order]
+        self.safety = safety
+        self.agreements: list[float] = []  # inverse errors, newest first
+
+    def accepts(self, error: float) -> bool:
+        """Change h by the error of a step; whether the step is taken."""
+        agreement = 1 / (error + 1e-8)
+        self.agreements = [agreement, *self.agreements[1:]] if self.agreements else [agreement] * 3
+        factor = 1 + atan(prod(a**power for a, power in zip(self.agreements, self.powers)) - 1)
+        self.h *= factor
+        if factor < self.safety:
+            return False
+        self.agreements = [agreement, *self.agreements[:2]]
+        return True
 
 
 def look_ahead(
@@ -173,14 +181,14 @@ def look_ahead(
 def seeds_2(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
     r: float = 1 / 2,
     second: str | Rule = "midpoint",
-) -> Iterator[Step]:
+) -> Steps:
     """SEEDS-2 (arXiv 2305.14267): a second estimate a share r down the step, on one path of noise.
 
     With eta 0 the same map as dpmpp_2s_ancestral. r = 1 and second="exact" is the exponential Heun method.
@@ -201,14 +209,14 @@ def seeds_2(
 def seeds_3(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
     r1: float = 1 / 3,
     r2: float = 2 / 3,
-) -> Iterator[Step]:
+) -> Steps:
     """SEEDS-3 (arXiv 2305.14267): estimates at shares r1 and r2 of the step, on one path of noise; no exact third."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -227,9 +235,7 @@ def seeds_3(
         yield Step(i, sigma, x, x0)
 
 
-def path_noise(
-    path: Tensor | float, sigma: float, sigma_next: float, eta: float, noise: Noise | None
-) -> Tensor | float:
+def path_noise(path: Tensor | float, sigma: float, sigma_next: float, eta: float, noise: Noise) -> Tensor | float:
     """The noise of a step at sigma_next, in units of the level, from what it was at sigma; 0.0 where it begins."""
     if eta == 0 or sigma_next == sigma:
         return path

@@ -1,12 +1,13 @@
 """What every sampler yields, and the tensor operations that samplers are made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf, sqrt
 from typing import NamedTuple
 
 from torch import Tensor
 
-Noise = Callable[[float, float], Tensor]  # (sigma, sigma_next) -> a unit Gaussian like x, for that step
+Sigmas = Sequence[float]  # noise levels, decreasing
+Noise = Callable[[float, float], Tensor] | None  # (sigma, sigma_next) -> a unit Gaussian like x, for that step
 
 
 class Step(NamedTuple):
@@ -18,6 +19,9 @@ class Step(NamedTuple):
     x0: Tensor
 
 
+Steps = Iterator[Step]  # what a sampler is
+
+
 def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """The sum of weights[k] * tensors[k], with one pass over memory for each."""
     total = tensors[0] * weights[0]
@@ -26,14 +30,14 @@ def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def renoise(x: Tensor, std: float, noise: Noise | None, sigma: float, sigma_next: float) -> Tensor:
+def renoise(x: Tensor, std: float, noise: Noise, sigma: float, sigma_next: float) -> Tensor:
     """x with new noise of deviation `std`; 0 draws nothing. Raises ValueError without a source of noise."""
     if std == 0:
         return x
     return x.add(draw(noise, sigma, sigma_next), alpha=std)
 
 
-def draw(noise: Noise | None, sigma: float, sigma_next: float) -> Tensor:
+def draw(noise: Noise, sigma: float, sigma_next: float) -> Tensor:
     """The noise of a step. Raises ValueError without a source of it."""
     if noise is None:
         raise ValueError("noise is asked for and none was given: pass samplers.noise.Streams, or no eta and no churn")
@@ -44,7 +48,8 @@ def churn(
     x: Tensor,
     sigma: float,
     steps: int,
-    noise: Noise | None,
+    noise: Noise,
+    *,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = inf,

@@ -6,7 +6,7 @@
 
 Prints the first block that departs from its reference, and a table; --out takes a folder for a page, a heat map and
 JSON as well. Exit status: 0 if all blocks agree, 1 if one departs, 2 for bad input. Needs the `test` extra.
-docs/compare.md says how blocks are compared, and how to read the table.
+docs/compare.md says how blocks are compared, how to read the table, and how to compare a network of your own.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> report.Results:
 
 
 def write(folder: Path, results: report.Results, facts: dict[str, str], everything: bool):
+    """JSON, the page and the heat map."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps(report.record(results, facts), indent=1) + "\n")
     report.write_page(folder / "compare.html", results, facts, everything)

@@ -62,7 +62,7 @@ def compare(
     if any(tensor.is_meta for tensor in ours.parameters()):
         take_weights(ours, expected.network, names)
     pairs = pair_modules(ours, expected.network, names)
-    blocks = matched_blocks(ours, expected, pairs, rules)
+    blocks, misfits = match_blocks(ours, expected, pairs, rules)
     given = cast(expected.inputs if inputs is None else inputs, expected.dtype, device_of(expected.network))
     args, kwargs = split(given)
     rows = []
@@ -79,7 +79,7 @@ def compare(
             if row.own:
                 row.first_seen = find_first_seen(row, blocks, calls, rules, tolerance)
                 row.reason = explain(*blocks[row.path])
-    return Comparison(rows, tolerance, find_unmatched(ours, set(pairs.values()), rules))
+    return Comparison(rows, tolerance, find_unmatched(ours, set(pairs.values()), rules), misfits)
 
 
 def assert_same(
@@ -88,31 +88,42 @@ def assert_same(
     names: Mapping[str, str] | None,
     inputs: Inputs,
     tolerance: float | None = None,
+    *,
     dtype: torch.dtype | None = None,
+    run: Run = call_network,
+    rules: Rules | None = None,
 ) -> None:
     """For tests. Raises AssertionError, whose message names the first block that departs and says how.
 
-    inputs: of both networks; a tuple if they call their arguments by different names. Others as in `expect` and
-    `compare`.
+    inputs and run: of both networks; inputs are a tuple if the two call their arguments by different names. Others as
+    in `expect` and `compare`.
     """
-    found = compare(ours, expect(reference, inputs, dtype=dtype), names, tolerance=tolerance)
+    expected = expect(reference, inputs, dtype=dtype, run=run)
+    found = compare(ours, expected, names, run=run, rules=rules, tolerance=tolerance)
     if not found.agrees:
         whole = found.rows[0]
         end = f"what the whole network gives is off by {whole.error:.1e}"
         raise AssertionError("\n  ".join([*found.findings(), end]))
 
 
-def matched_blocks(
+def match_blocks(
     ours: nn.Module, expected: Expected, pairs: Mapping[str, str], rules: Rules
-) -> dict[str, tuple[nn.Module, Truth]]:
-    """Our path -> our block and the truth about it, in the reference's order; "" is the network."""
+) -> tuple[dict[str, tuple[nn.Module, Truth]], list[str]]:
+    """Our path -> our block and the truth about it, in the reference's order, "" for the network; and the paths of
+    blocks that cannot be given what the reference's was given."""
     modules = dict(ours.named_modules())
-    found = {}
+    found = {"": (ours, expected.blocks[""])}
+    misfits = []
     for there, truth in expected.blocks.items():
-        path = pairs.get(there)
-        if path is not None and (path == "" or (computes(modules[path]) and rules.compares(modules[path]))):
-            found[path] = modules[path], truth
-    return found
+        path = pairs.get(there, "")
+        block = modules[path]
+        if path == "" or not computes(block) or not rules.compares(block):
+            continue
+        if rules.fits(block, truth.call):
+            found[path] = block, truth
+        else:
+            misfits.append(path)
+    return found, misfits
 
 
 def computes(block: nn.Module) -> bool:

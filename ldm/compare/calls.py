@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 Inputs = Mapping[str, Any] | Sequence[Any]  # of a network: by name, or in order
 Run = Callable[..., Any]  # (network, **inputs) or (network, *inputs) -> what to compare: any nest of tensors
-
-# A network with a fault may well stop in the middle; any other error is one of this program
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -28,6 +25,7 @@ class Call(NamedTuple):
 
 
 def call_network(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What is compared unless something else is asked for: what the network returns."""
     return network(*args, **kwargs)
 
 
@@ -78,6 +76,7 @@ def converted(network: nn.Module, dtype: torch.dtype) -> Generator[None]:
             if tensor.is_floating_point() and tensor.dtype != dtype:
                 exact = torch.promote_types(tensor.dtype, dtype) == dtype
                 kept.append((module, name, tensor.dtype, None if exact else tensor.data))
+    # Parameters stay the same objects, since an optimizer may hold them; buffers are replaced
     network.to(dtype).eval()
     try:
         yield
@@ -90,17 +89,17 @@ def converted(network: nn.Module, dtype: torch.dtype) -> Generator[None]:
 
 
 def attempt(run: Run, *args: Any, **kwargs: Any) -> tuple[list[Tensor], str]:
-    """The tensors that come out and "", or none and what was raised."""
+    """The tensors that come out and "", or none and what was raised: a wrong network may well fail."""
     try:
         return tensors(run(*args, **kwargs)), ""
-    except FAILURES as error:
+    except Exception as error:
         lines = str(error).splitlines() or [""]
         return [], f"{type(error).__name__}: {lines[0]}"
 
 
 def named_arguments(call: Call) -> dict[str, Any]:
-    """What a module was given, by the names in its own forward, in their order."""
-    bound = inspect.signature(call.block.forward).bind(*call.args, **call.kwargs)
+    """What a module was given, by the names in its own forward, in their order. Some may be missing."""
+    bound = inspect.signature(call.block.forward).bind_partial(*call.args, **call.kwargs)
     given = {}
     for name, value in bound.arguments.items():
         kind = bound.signature.parameters[name].kind
@@ -134,6 +133,15 @@ class Rules:
         others = [value for value in given.values() if tensors(value)]
         free = [name for name in parameters if name not in chosen]
         return (), chosen | dict(zip(free, others))
+
+    def fits(self, block: nn.Module, call: Call) -> bool:
+        """Whether that is all that the block needs. One that needs more cannot be compared by itself."""
+        args, kwargs = self.arguments(block, call)
+        try:
+            inspect.signature(block.forward).bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
 
     def run(self, block: nn.Module, call: Call) -> Any:
         """What comes out of block in place of what came out of the reference's."""
@@ -177,6 +185,7 @@ def changed(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def copied(values: Any) -> Any:
+    """The same nest with tensors of its own."""
     return changed(values, torch.clone)
 
 
@@ -197,7 +206,7 @@ def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 
 def relative_l2(found: Tensor, exact: Tensor) -> float:
-    """Of two tensors, in float64. Tokens (b n c) and a picture (b c h w) may stand for each other."""
+    """|found - exact| / |exact|, in float64. Tokens (b n c) and a picture (b c h w) may stand for each other."""
     found, exact = found.double(), exact.double()
     if found.ndim == 3 and exact.ndim == 4:
         exact = exact.flatten(2).transpose(1, 2)

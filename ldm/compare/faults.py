@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .calls import Call, Rules, attempt, named_arguments, recorded
 from .reference import Truth
@@ -48,8 +48,8 @@ def explain(block: nn.Module, truth: Truth) -> str:
         plain = isinstance(value, int | float | str | tuple) and isinstance(other, int | float | str | tuple)
         if plain and not name.startswith("_") and name != "training" and value != other:
             reasons.append(f"{name} is {value} here and {other} in the reference")
-    their_weights = dict(theirs.named_parameters(recurse=False))
-    for name, weight in block.named_parameters(recurse=False):
+    their_weights = own_tensors(theirs)
+    for name, weight in own_tensors(block).items():
         other = their_weights.pop(name, None)
         if other is None or other.numel() != weight.numel():
             continue
@@ -61,3 +61,8 @@ def explain(block: nn.Module, truth: Truth) -> str:
     if type(block).__name__ == type(theirs).__name__:
         reasons += [f"it has no {name}" for name in their_weights]
     return ", ".join(reasons)
+
+
+def own_tensors(block: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, without those of the blocks within."""
+    return {**dict(block.named_parameters(recurse=False)), **dict(block.named_buffers(recurse=False))}

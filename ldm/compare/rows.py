@@ -30,7 +30,8 @@ class Comparison:
 
     rows: list[Row]
     tolerance: float | None = None  # None: LIMIT times the noise
-    unmatched: list[str] = field(default_factory=list)  # blocks of yours that were not compared: no counterpart
+    unmatched: list[str] = field(default_factory=list)  # blocks of yours that have no counterpart: not compared
+    misfits: list[str] = field(default_factory=list)  # that need arguments which the reference's do not: not compared
 
     @property
     def agrees(self) -> bool:
@@ -55,7 +56,9 @@ class Comparison:
         if self.faults:
             said += describe(self.faults[0], self.rows, self.tolerance)
             others = len(self.faults) - 1
-            if others:
+            if others == 1:
+                said.append("1 more departs by itself")
+            elif others > 1:
                 said.append(f"{others} more depart by themselves")
         else:
             worst = max(self.rows, key=ratio)
@@ -69,8 +72,9 @@ class Comparison:
     def __str__(self) -> str:
         parts = [self.verdict(), self.table()]
         if self.unmatched:
-            shown = ", ".join(self.unmatched[:5]) + (", ..." if len(self.unmatched) > 5 else "")
-            parts.append(f"not compared, since the reference has no counterpart: {shown}")
+            parts.append(f"not compared, since the reference has no counterpart: {listed(self.unmatched)}")
+        if self.misfits:
+            parts.append(f"not compared, since they need other arguments (see Rules): {listed(self.misfits)}")
         return "\n".join(parts)
 
 
@@ -87,6 +91,11 @@ def describe(fault: Row, rows: Sequence[Row], tolerance: float | None) -> list[s
     if fault.failure:
         said.append(fault.failure)
     return said
+
+
+def listed(paths: Sequence[str]) -> str:
+    """The first few of them."""
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def title(row: Row) -> str:

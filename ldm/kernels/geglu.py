@@ -141,6 +141,6 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (... 2d) contiguous, bias (2d) or None -> (... d). Raises ValueError for what it does not take.
 
     The networks give no bias: their linear layers add it within the matrix product. It stays here because
-    scripts/bench_kernels.py measures whether the addition is cheaper in this kernel.
+    scripts/bench/time_kernels.py measures whether the addition is cheaper in this kernel.
     """
     return forward(x, bias)

@@ -1,6 +1,5 @@
 """Faults of ComfyUI."""
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import exp, log
 
@@ -9,18 +8,12 @@ from torch import Tensor
 from ..basics import Denoise
 from ..cfg_pp import both_estimates
 from ..coefficients import ancestral, exponential, remembered
-from ..step import Noise, Step, renoise, weighted
+from ..step import Noise, Sigmas, Step, Steps, renoise, weighted
 
 
 def res_multistep_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """multistep.res_multistep_ancestral, which takes the previous estimate to be further away than it is, by the part
     of the step that its noise undid."""
     previous = x
@@ -38,7 +31,7 @@ def res_multistep_ancestral(
         yield Step(i, sigma, x, x0)
 
 
-def dpmpp_2m_cfg_pp(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None) -> Iterator[Step]:
+def dpmpp_2m_cfg_pp(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None) -> Steps:
     """cfg_pp.dpmpp_2m_cfg_pp that subtracts the previous unguided estimate from the guided one, so that the guidance
     grows with every step."""
     previous = x

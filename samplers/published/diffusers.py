@@ -1,6 +1,6 @@
 """Faults of diffusers 0.42."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil, sqrt
 
@@ -10,7 +10,7 @@ from ..adams import adams_bashforth
 from ..basics import Denoise, Levels, NoiseTable
 from ..coefficients import Rule, ancestral
 from ..schedules.levels import EXACT, SCHEDULES, Chosen, Convention
-from ..step import Noise, Step, renoise
+from ..step import Noise, Sigmas, Step, Steps, renoise
 from .orders import with_third
 
 # Moments
@@ -57,13 +57,13 @@ def rescale(x: Tensor, level: float, label: float) -> Tensor:
 def ddim_strided(
     denoise: Denoise,
     x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
+    sigmas: Sigmas,
+    noise: Noise = None,
     *,
     targets: Sequence[float],
     eta: float = 0.0,
     s_noise: float = 1.0,
-) -> Iterator[Step]:
+) -> Steps:
     """sde.ddim whose steps go to strided_targets; the next step takes each target for the next level."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -74,13 +74,8 @@ def ddim_strided(
 
 
 def plms_strided(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    legs: Sequence[tuple[float, float]],
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, legs: Sequence[tuple[float, float]]
+) -> Steps:
     """adams.plms whose moves are strided_legs."""
 
     def move(x: Tensor, slope: Tensor, sigma: float, sigma_next: float, leg: tuple[float, float]) -> Tensor:

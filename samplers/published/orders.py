@@ -1,13 +1,13 @@
 """Samplers of third order as every program has them, which leaves them the second order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from .. import multistep
 from ..basics import Denoise
 from ..coefficients import Rule, find_rule
-from ..step import Noise, Step
+from ..step import Noise, Sigmas, Steps
 
 
 def with_third(second: str, change: Callable[[float], float]) -> Rule:
@@ -27,22 +27,14 @@ def halved_third(second: str = "midpoint") -> Rule:
     return with_third(second, lambda third: third / 2)
 
 
-def dpmpp_3m(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, *, short: float = 15
-) -> Iterator[Step]:
+def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, short: float = 15) -> Steps:
     """DPM-Solver++(3M) of diffusers."""
     return multistep.dpmpp_3m(denoise, x, sigmas, noise, second=halved_third(), short=short)
 
 
 def dpmpp_3m_sde(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Sequence[float],
-    noise: Noise | None = None,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-) -> Iterator[Step]:
+    denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
     """DPM++ 3M SDE of k-diffusion."""
     return multistep.dpmpp_3m_sde(denoise, x, sigmas, noise, second=halved_third("exact"), eta=eta, s_noise=s_noise)
 

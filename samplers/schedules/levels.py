@@ -133,53 +133,70 @@ class Convention:
 
 EXACT = Convention()
 Chosen = tuple[list[float], dict[float, float]]  # sigmas with the end; the time of each sigma but the end
+
+# A name in SCHEDULES, or two as in "karras:leading": the levels of the first between the first and the last of the
+# second, as diffusers' Euler family has them. Or a list of decreasing sigmas with its end, which is taken as it is. Or
+# a function (levels, steps) -> such a list.
 Choice = str | Sequence[float] | Callable[[Levels, int], Sequence[float]]
 
 
 def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention = EXACT, offset: int = 1) -> Chosen:
     """The levels of a schedule with the end appended, and the time of each level that is not the end.
 
-    schedule: a name in SCHEDULES; "karras:leading" and the like choose sigmas between the first and the last of that
-    spacing, as diffusers' Euler family does, not over all that were trained. Or a list of decreasing sigmas, with its
-    end, which is taken as it is, whatever `steps`; or a function (levels, steps) -> such a list.
-    offset: added to every time of "leading".
-    Raises ValueError for an unknown schedule, one that the model cannot have, or an impossible number of steps.
+    schedule: see Choice. offset: added to every time of "leading". Raises ValueError for what cannot be had.
     """
     if not isinstance(schedule, str):
         return with_times(levels, checked_list(levels, schedule, steps), convention)
-    name, within = check_schedule(levels, schedule, steps)
+    # A plain name and a usual number of steps on a table of levels need no second look.
+    if schedule not in SCHEDULES or isinstance(levels, EDM) or not 1 <= steps <= len(levels.sigmas):
+        check_schedule(levels, schedule, steps)
+    name, _, within = schedule.partition(":")
     end = 0.0 if convention.ends_at_zero else levels.sigma_min
-    make, of, log_linear = SCHEDULES[name]
-    if of == "times" and isinstance(levels, NoiseTable):  # check_schedule refuses an EDM model
-        return at_times(levels, choose_times(levels, name, steps, convention, offset), end, log_linear)
-    if of == "range":
-        low, high = levels.sigma_min, levels.sigma_max
-        if within:
-            *spaced, _ = choose(levels, within, steps, offset=offset)[0]
-            low, high = spaced[-1], spaced[0]
-        make = partial(make, low, high)
-    sigmas = make(steps)
-    if sigmas[-1] <= end * (1 + 1e-9):
-        sigmas = make(steps + 1)[:-1]  # its last level is the end, which would be there twice
-    return with_times(levels, [*sigmas, end], convention)
+    if SCHEDULES[name].of == "times" and isinstance(levels, NoiseTable):
+        times = choose_times(levels, name, steps, convention, offset)
+        return at_times(levels, times, end, SCHEDULES[name].log_linear)
+    return with_times(levels, choose_sigmas(levels, name, within, steps, end, offset), convention)
 
 
 def choose_times(levels: NoiseTable, name: str, steps: int, convention: Convention, offset: int) -> list[float]:
     """The times of a schedule that spaces times."""
-    trained = len(levels.sigmas)
-    options = {"offset": offset} if name == "leading" else {}
-    make = partial(SCHEDULES[name].make, trained=trained, **options)
+    make = partial(leading, offset=offset) if name == "leading" else SCHEDULES[name].make
+    if convention.whole_times or convention.drops_last or not convention.ends_at_zero:
+        return choose_published_times(levels, name, make, steps, convention)
+    return make(steps, len(levels.sigmas))
 
-    def published(count: int) -> list[float]:
-        times = make(count)[:steps]
+
+def choose_published_times(
+    levels: NoiseTable, name: str, make: Callable[..., list[float]], steps: int, convention: Convention
+) -> list[float]:
+    """The same by a publisher's convention."""
+    trained = len(levels.sigmas)
+
+    def take(count: int) -> list[float]:
+        times = make(count, trained)[:steps]
         return spacing.whole(times) if convention.whole_times else times
 
-    drops_last = convention.drops_last and name in ("leading", "linspace") and steps < trained
-    times = published(steps + 1 if drops_last else steps)
+    if convention.drops_last and name in ("leading", "linspace") and steps < trained:
+        return take(steps + 1)
+    times = take(steps)
     # A schedule that reaches time 0 itself would end there twice. "leading" is published so.
     if times[-1] == 0 and not convention.ends_at_zero and steps < trained and name != "leading":
-        times = published(steps + 1)[:steps]
+        return take(steps + 1)
     return times
+
+
+def choose_sigmas(levels: Levels, name: str, within: str, steps: int, end: float, offset: int) -> list[float]:
+    """The levels of a schedule over a range of sigma, or of a published list, with the end."""
+    make, of, _ = SCHEDULES[name]
+    if of == "range":
+        spaced = (
+            choose(levels, within, steps, offset=offset)[0] if within else (levels.sigma_max, levels.sigma_min, 0.0)
+        )
+        make = partial(make, spaced[-2], spaced[0])
+    sigmas = make(steps)
+    if sigmas[-1] <= end * (1 + 1e-9):
+        sigmas = make(steps + 1)[:-1]  # its last level is the end, which would be there twice
+    return [*sigmas, end]
 
 
 def at_times(levels: NoiseTable, times: Sequence[float], end: float = 0.0, log_linear: bool = False) -> Chosen:
@@ -207,29 +224,26 @@ def checked_list(levels: Levels, schedule: Choice, steps: int) -> list[float]:
     return sigmas
 
 
-def check_schedule(levels: Levels, schedule: str, steps: int) -> tuple[str, str]:
-    """The name and, after a colon, the spacing that gives its range."""
+def check_schedule(levels: Levels, schedule: str, steps: int) -> None:
+    """Raises ValueError for a schedule that does not exist, or one or a number of steps that the model cannot have."""
     name, colon, within = schedule.partition(":")
+    ranges = [key for key, value in SCHEDULES.items() if value.of == "range"]
     spacings = [key for key, value in SCHEDULES.items() if value.of == "times"]
-    if name not in SCHEDULES or (colon and (within not in spacings or SCHEDULES[name].of != "range")):
+    if name not in SCHEDULES or (colon and (within not in spacings or name not in ranges)):
         raise ValueError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
-    if isinstance(levels, EDM) and (colon or SCHEDULES[name].of != "range"):
-        ranges = ", ".join(key for key, value in SCHEDULES.items() if value.of == "range")
-        raise ValueError(f"schedule {schedule!r} needs trained time steps and this model has none: choose {ranges}")
-    if isinstance(levels, EDM) and steps < 1:
+    if isinstance(levels, NoiseTable):
+        if not 1 <= steps <= len(levels.sigmas):
+            raise ValueError(f"{steps} steps: choose 1 to {len(levels.sigmas)}, the number of trained noise levels")
+        return
+    if colon or name not in ranges:
+        offer = ", ".join(ranges)
+        raise ValueError(f"schedule {schedule!r} needs trained time steps and this model has none: choose {offer}")
+    if steps < 1:
         raise ValueError(f"{steps} steps: choose at least 1")
-    if isinstance(levels, NoiseTable) and not 1 <= steps <= len(levels.sigmas):
-        raise ValueError(f"{steps} steps: choose 1 to {len(levels.sigmas)}, the number of trained noise levels")
-    return name, within
 
 
 def start_std(sigma: float, schedule: Choice, convention: Convention = EXACT) -> float:
-    """The deviation of the noise that sampling begins with.
-
-    sqrt(1 + sigma^2) is that of x0 + sigma * noise for pictures of unit variance. The published implementations of the
-    Euler family leave out the picture's share where the schedule begins at the last time.
-    """
+    """The deviation of the noise that sampling begins with: that of x0 + sigma * noise for pictures of unit variance.
+    The Euler family is published without the picture's share where the schedule begins at the last time."""
     begins_last = isinstance(schedule, str) and schedule.split(":")[-1] in ("linspace", "trailing")
-    if begins_last and not convention.unit_variance:
-        return sigma
-    return sqrt(1 + sigma**2)
+    return sigma if begins_last and not convention.unit_variance else sqrt(1 + sigma**2)

@@ -47,8 +47,8 @@ def random_model():
     with torch.device("meta"):
         unet = UNet(facts.unet)
         vae = VAE(VAES["sdxl"])
-        texts = tuple(CLIPText(cfg) for cfg in facts.texts)
-    for network in (unet, vae, *texts):
+        texts = {part: CLIPText(cfg) for part, cfg in zip(facts.family.towers, facts.texts)}
+    for network in (unet, vae, *texts.values()):
         state = {}
         for name, tensor in network.state_dict().items():
             state[name] = torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)

@@ -22,13 +22,13 @@ from typing import Any
 
 import diffusers as D
 import torch
-from samplers.schedule import noise_table
 from torch import Tensor
 from tqdm import tqdm
 
 from samplers import SAMPLERS, Sampler
-from samplers.denoiser import denoiser
-from samplers.noise import BrownianTree, Streams
+from samplers.basics import Streams, denoiser
+from samplers.noise import BrownianTree
+from samplers.schedules import noise_table
 
 BETAS: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 TABLE = noise_table()
@@ -115,7 +115,7 @@ def our_run(row: str, steps: int, x: Tensor, whole: bool) -> Run:
     """The same of ours; whole: with the denoiser."""
     name, _, order = row.removesuffix(READY).partition(", order ")
     sampler: Sampler = SAMPLERS[name]
-    end = 0.0 if sampler.ends_at_zero else 0.03
+    end = 0.0 if sampler.convention.ends_at_zero else 0.03
     levels = [*(TABLE.sigma(999 - i * 998 / steps) for i in range(steps)), end]
     options: dict[str, Any] = dict(order=int(order)) if order else {}
     ready = torch.randn_like(x)
@@ -137,8 +137,7 @@ def our_run(row: str, steps: int, x: Tensor, whole: bool) -> Run:
         sources[:] = [source]
 
     def run() -> None:
-        noise = sources if sampler.stochastic else []
-        for _ in sampler.run(denoise, x, levels, *noise, **options):
+        for _ in sampler.run(denoise, x, levels, sources[0], **options):
             pass
 
     return reset, run

@@ -128,7 +128,7 @@ def model_cases(
         own = next(ours.parameters()).dtype  # float32 for a VAE that overflows in float16
         reference = load_reference(source, part, own, variant).to(device).eval()
         if part == "unet":
-            cond = conditioning.encode(model.texts, model.tokenizer, model.facts, [prompt, None], SIZES)
+            cond = conditioning.encode(model, [prompt, None], SIZES)
             pooled = None if cond.vector is None else cond.vector[:, : model.facts.texts[-1].projection]
             factor = model.facts.vae.factor
             yield unet_case(ours, reference, own, height // factor, width // factor, cond.context, pooled, generator)

@@ -68,12 +68,14 @@ def write_page(path: Path, results: Results, facts: dict[str, str], everything: 
     """One HTML file that needs no other."""
     template = Template(Path(__file__).with_name("page.html").read_text())
     sections = "\n".join(section(name, found, everything) for name, found in results.items())
-    told = ", ".join(f"{key} {value}" for key, value in facts.items())
-    path.write_text(
-        template.substitute(
-            facts=escape(told), limit=LIMIT, sections=sections, state="agrees" if agrees(results) else "departs"
-        )
-    )
+    state = "agrees" if agrees(results) else "departs"
+    text = template.substitute(facts=escape(in_words(facts)), limit=LIMIT, sections=sections, state=state)
+    path.write_text(text)
+
+
+def in_words(facts: dict[str, str]) -> str:
+    """What was compared, with which versions."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def section(name: str, found: Comparison, everything: bool) -> str:
@@ -81,11 +83,15 @@ def section(name: str, found: Comparison, everything: bool) -> str:
     first = found.faults[0] if found.faults else None
     lines = []
     for depth, row, short in shown(found.rows, everything):
-        cells = "".join(
-            f'<td class="heat" style="background:{color(value)};color:{ink(value)}">{number(value)}</td>'
-            for value in (ratio(row), run_ratio(row))
-        )
-        marks = ' class="first"' if row is first else ' class="own"' if row.own else ""
+        cells = ""
+        for value in (ratio(row), run_ratio(row)):
+            style = f"background:{color(value)};color:{ink(value)}"
+            cells += f'<td class="heat" style="{style}">{number(value)}</td>'
+        marks = ""
+        if row is first:
+            marks = ' class="first"'
+        elif row.own:
+            marks = ' class="own"'
         lines.append(
             f'<tr{marks}><th scope="row" style="--depth:{depth}" title="{escape(row.path)}">{escape(short)} '
             f"<small>{escape(row.kind)}</small></th>{cells}<td>{row.error:.1e}</td><td>{row.noise:.1e}</td></tr>"
@@ -98,6 +104,7 @@ def section(name: str, found: Comparison, everything: bool) -> str:
 
 
 def ink(value: float | None) -> str:
+    """The color of letters on `color`."""
     return "#ffffff" if value is not None and value > 300 else "#1a1a1a"
 
 
@@ -105,17 +112,19 @@ def write_heat_map(path: Path, results: Results, facts: dict[str, str], everythi
     """A PNG. Raises ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
-    columns = {name: [row for _, row, _ in shown(found.rows, everything)] for name, found in results.items()}
+    columns = {}
+    for name, found in results.items():
+        columns[name] = [row for _, row, _ in shown(found.rows, everything)]
     tallest = max(map(len, columns.values()))
     figure = Figure(figsize=(5 * len(columns), min(1.6 + 0.2 * tallest, 200)), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items()):
         draw(axes, name, rows, tallest)
-    told = ", ".join(f"{key} {value}" for key, value in facts.items())
-    figure.suptitle(f"error / noise: blue up to {LIMIT}, red above it: departs\n{told}", fontsize=9)
+    figure.suptitle(f"error / noise: blue up to {LIMIT}, red above it: departs\n{in_words(facts)}", fontsize=9)
     figure.savefig(path, dpi=100)
 
 
 def draw(axes: Any, name: str, rows: Sequence[Row], tallest: int):
+    """A row of two cells for each block; the first that departs by itself is outlined."""
     from matplotlib.patches import Rectangle
 
     for y, row in enumerate(rows):

@@ -1,1 +1,1 @@
-"""What scripts/sampler_lab.py is made of beside itself: its plots and its page."""
+"""What scripts/sampler_lab.py is made of: a mixture to sample from, measurement, plots and the page."""

@@ -1,24 +1,27 @@
 """Plots of schedules, paths and errors onto matplotlib axes; the caller imports matplotlib."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b", "#8c510a")
-GRID = dict(color="#e5e5e5", linewidth=0.8)
+GRID: dict[str, Any] = dict(color="#e5e5e5", linewidth=0.8)
 
 
-def figure(plt, path: Path, title: str, draw: Callable, width: float = 4.6, height: float = 3.7) -> Path:
+@contextmanager
+def figure(plt: Any, path: Path, title: str, width: float = 4.6, height: float = 3.7) -> Generator[Any]:
+    """Axes to draw on inside the block; the PNG is written at its end."""
     plot, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
+    yield axes
     plot.savefig(path, dpi=180)
     plt.close(plot)
-    return path
 
 
 def colour(k: int) -> str:
@@ -26,7 +29,7 @@ def colour(k: int) -> str:
 
 
 def curves(
-    axes,
+    axes: Any,
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     names: Sequence[str],
     xlabel: str,
@@ -52,7 +55,7 @@ def curves(
     axes.legend(fontsize=7.5, frameon=False, ncols=1 + len(lines) // 7)
 
 
-def levels(axes, schedules: Mapping[str, Sequence[float]]):
+def levels(axes: Any, schedules: Mapping[str, Sequence[float]]):
     """A row of marks per schedule, at its noise levels above 0."""
     for k, sigmas in enumerate(schedules.values()):
         sigmas = [sigma for sigma in sigmas if sigma > 0]
@@ -67,7 +70,7 @@ def levels(axes, schedules: Mapping[str, Sequence[float]]):
 
 
 def paths(
-    axes,
+    axes: Any,
     states: Sequence[tuple[float, Tensor]],
     exact: Sequence[tuple[float, Tensor]],
     samples: Tensor,
@@ -92,7 +95,7 @@ def paths(
     axes.spines[:].set_visible(False)
 
 
-def pictures(axes, columns: Sequence[Tensor], labels: Sequence[str]):
+def pictures(axes: Any, columns: Sequence[Tensor], labels: Sequence[str]):
     """Columns of pictures (b 3 h w) in [-1, 1], with a label each."""
     whole = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)  # (3, b h, columns w)
     axes.imshow(((whole + 1) / 2).clamp(0, 1).permute(1, 2, 0).float().cpu())

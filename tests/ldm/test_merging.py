@@ -1,4 +1,4 @@
-"""The handle of a merge: it owns the base of one model, puts it back bit for bit, and refuses to lose what came after."""
+"""The handle of a merge owns the base of one model, puts it back bit for bit, and refuses to lose what came after."""
 
 import copy
 from dataclasses import replace

@@ -384,12 +384,11 @@ def test_nothing_stays_after_the_end(sd15, tmp_path):
     """Of a program that is asked to end while it opens a pickle."""
     torch.save({"state_dict": sd15.tensors}, tmp_path / "old.ckpt")
     process = subprocess.Popen([sys.executable, CONVERT, tmp_path / "old.ckpt", "--to", tmp_path / "out.safetensors"])
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".part-*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".part-*")) and process.poll() is None:
         time.sleep(0.01)
     assert list(tmp_path.glob(".part-*"))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait() == 143
     assert [path.name for path in tmp_path.iterdir()] == ["old.ckpt"]
     shutil.rmtree(tmp_path)
 

@@ -1,12 +1,13 @@
 """scripts/txt2img.py as a user runs it, on the small model that ships."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
@@ -65,6 +66,25 @@ def test_a_picture_can_be_made_again_from_itself(script, tmp_path):
     assert changed.returncode == 0, changed.stderr
     with Image.open(tmp_path / "first.png") as first, Image.open(tmp_path / "third.png") as third:
         assert first.tobytes() != third.tobytes()
+
+
+def test_options_reach_the_sampler_and_the_record(script, tmp_path):
+    """Euler's ancestral sampler with eta=0 adds no noise: it is Euler's."""
+    common = ("--prompt", "a green frog", "--steps", 3, "--out")
+    flags = ("--sampler", "euler_ancestral", "--option", "eta=0", "--option", "s_noise=0.9")
+    run = script("txt2img.py", *flags, *common, tmp_path / "ancestral.png")
+    assert run.returncode == 0, run.stderr
+    plain = script("txt2img.py", "--sampler", "euler", *common, tmp_path / "euler.png")
+    assert plain.returncode == 0, plain.stderr
+    again = script("txt2img.py", "--again", tmp_path / "ancestral.png", "--out", tmp_path / "again.png")
+    assert again.returncode == 0, again.stderr
+    with Image.open(tmp_path / "ancestral.png") as picture, Image.open(tmp_path / "euler.png") as euler:
+        assert json.loads(picture.text["ldm"])["options"] == {"eta": 0, "s_noise": 0.9}
+        assert json.loads(euler.text["ldm"])["options"] == {}
+        furthest = np.abs(np.asarray(picture, dtype=int) - np.asarray(euler, dtype=int)).max()
+        assert furthest <= 1  # the same to rounding
+        with Image.open(tmp_path / "again.png") as same:
+            assert same.tobytes() == picture.tobytes() and same.text == picture.text
 
 
 def test_count_prompts_file_and_grid(script, tmp_path):
@@ -212,6 +232,7 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
         (("--lora", "style:much"), "--lora style: the strength 'much' is no number"),
         (("--lora", "style:nan"), "--lora style: the strength 'nan' is no number"),
         (("--lora", ":1"), ":1: names no file before the colon"),
+        (("--option", "eta"), "--option eta: give NAME=VALUE, for example eta=0.5"),
         (("--schedule", "caras"), "unknown schedule 'caras'"),
         (("--height", 60), "height 60: must be a positive multiple of 8, for example 64"),
         (("--width", 0), "width 0"),
@@ -267,6 +288,7 @@ def check_refused(run, words: str, out):
     [
         (lambda r: [1], "names no prompt"),
         (lambda r: r | {"steps": "8"}, "steps is '8'"),
+        (lambda r: r | {"lora": [1]}, "lora is [1]"),
         (lambda r: r | {"dtype": "int8"}, "dtype is 'int8'"),
         (lambda r: r | {"sampler": ["euler"]}, "sampler is"),
         (lambda r: r | {"model": "gone"}, "gone does not exist"),
@@ -311,12 +333,12 @@ def test_interrupting_leaves_what_is_finished(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while len(list(tmp_path.glob("*.png"))) < 3 and time.time() < deadline:
-        time.sleep(0.02)
+    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered)
+    for _ in range(3):
+        assert process.stdout.readline().strip().endswith(".png")  # each picture is named when it is complete
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode == 130 and "Traceback" not in stderr and "stopped" in stderr
     assert 3 <= len(list(tmp_path.glob("*.png"))) < 200 and not list(tmp_path.glob("*.part"))
     for path in tmp_path.glob("*.png"):

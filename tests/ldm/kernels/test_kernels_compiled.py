@@ -15,8 +15,9 @@ ATTENTION = ("forward_kernel", "short_kernel", "queries_kernel", "keys_kernel")
 
 def compiled(*arguments: str) -> list[dict]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    # -P: the folder of the program has a numbers.py, which would stand before Python's own.
     run = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "compile_kernels.py"), *arguments],
+        [sys.executable, "-P", str(ROOT / "tests" / "support" / "compile_kernels.py"), *arguments],
         text=True,
         capture_output=True,
         env=environment,

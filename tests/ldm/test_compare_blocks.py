@@ -1,6 +1,7 @@
 """ldm.compare says which block of a network is wrong, whatever the network and the names of its blocks."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -331,3 +332,84 @@ def test_a_network_that_fails_is_a_finding(pair):
     found = compare(mine, expect(theirs, GIVEN), NAMES, rules=PictureRules())
     assert [row.path for row in found.faults] == ["res.1.t"]
     assert "RuntimeError" in found.verdict()
+
+
+def test_an_assertion_of_ones_own_code_is_a_finding_too(pair):
+    mine, theirs = pair
+
+    def refuse(t: Tensor):
+        raise AssertionError("t must be an integer")
+
+    mine.res[0].t.forward = refuse
+    found = compare(mine, expect(theirs, GIVEN), NAMES, rules=PictureRules())
+    assert [row.path for row in found.faults] == ["res.0.t"]
+    assert "AssertionError: t must be an integer" in found.verdict()
+
+
+class Stats(nn.Module):
+    """Holds buffers, and returns what holds tensors."""
+
+    @dataclass
+    class Output:
+        mean: Tensor
+        name: str
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.norm.running_mean += 0.1
+
+    def forward(self, x: Tensor):
+        return Stats.Output(self.norm(x), "stats")
+
+    def name(self, x: Tensor) -> str:
+        return "stats"
+
+
+def test_buffers_and_dataclasses():
+    mine, theirs = Stats(), Stats()
+    before = copy.deepcopy(theirs.state_dict())
+    x = randn(4, 6)
+    assert_same(mine, theirs, None, (x,), dtype=torch.float64)
+    assert theirs.norm.running_mean.dtype == torch.float32 and theirs.norm.num_batches_tracked == 0
+    assert all(torch.equal(value, before[key]) for key, value in theirs.state_dict().items())
+    mine.norm.running_mean += 0.1
+    with pytest.raises(
+        AssertionError, match=r"norm \(BatchNorm1d\) departs first: (.|\n)* its running_mean is not that"
+    ):
+        assert_same(mine, theirs, None, (x,))
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match="the reference returns no tensors: say with run=... what to compare"):
+        expect(Stats(), (randn(4, 6),), run=Stats.name)
+
+
+def test_what_is_compared_can_be_chosen(unet, inputs):
+    """Some method in place of forward, of both networks."""
+
+    def sum_of_channels(network: nn.Module, **inputs) -> Tensor:
+        return network(**inputs).sum(dim=1)
+
+    mine = copy.deepcopy(unet)
+    assert_same(mine, unet, None, inputs, run=sum_of_channels)
+    change_epsilon(mine)
+    with pytest.raises(AssertionError, match="mid_block.attentions.0.norm .* departs first"):
+        assert_same(mine, unet, None, inputs, run=sum_of_channels)
+
+
+class NeedsMore(nn.Linear):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return super().forward(x) * scale
+
+
+def test_a_block_that_needs_other_arguments_is_told_and_no_fault(pair):
+    """The network around it is still compared."""
+    mine, theirs = pair
+    linear = mine.res[0].t
+    mine.res[0].t = NeedsMore(6, 8)
+    mine.res[0].t.load_state_dict(linear.state_dict())
+    mine.res[0].t.register_forward_pre_hook(lambda module, args: (*args, torch.ones(())))
+    found = compare(mine, expect(theirs, GIVEN), ALL_BUT_OUT)
+    assert found.agrees and found.misfits == ["res.0.t"]
+    assert str(found).endswith("not compared, since they need other arguments (see Rules): res.0.t")

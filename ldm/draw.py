@@ -1,0 +1,65 @@
+"""The one loop: from start latents and a network to final latents, and to a picture."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.basics import Denoiser, Guided, Network, Streams
+from samplers.step import Step
+
+from .model import Model
+from .ops import check_finite
+from .plan import Plan
+from .vae import decode_latents
+
+Watch = Callable[[Step], Any]
+
+
+def start(run: Plan, streams: Streams, noise: Tensor | None = None) -> Tensor:
+    """The noisy latents (b 4 h w) that a run begins with. noise: a unit Gaussian in place of the streams' first."""
+    drawn = streams.draw()  # also where noise is given: what a sampler draws later must not be the same
+    return run.start_std * (drawn if noise is None else given_noise(noise, drawn))
+
+
+def given_noise(noise: Tensor, like: Tensor) -> Tensor:
+    """The caller's noise on the device of `like`; float64 if it is, else float32, for samplers keep their state so."""
+    if not isinstance(noise, Tensor) or noise.shape != like.shape:
+        raise ValueError(f"noise of {kind_of(noise)}: these pictures need {tuple(like.shape)}")
+    return noise.to(like.device, torch.promote_types(noise.dtype, torch.float32))
+
+
+@torch.no_grad()
+def draw(model: Model, network: Network | Guided, x: Tensor, run: Plan, streams: Streams,
+         watch: Watch | None = None, decode: bool = True) -> Tensor:  # fmt: skip
+    """Run the sampler from x: the picture (b 3 f*h f*w) in [-1, 1], or without `decode` the final latents (b 4 h w).
+    watch is called after each step; a tensor that it returns takes the place of step.x. Raises FloatingPointError if
+    the UNet or the decoder produces NaN or infinity."""
+    denoise = Denoiser(network, run.levels, model.facts.prediction, run.times)
+    noise = run.sampler.noise(streams, run.sigmas)
+    for step in run.sampler.run(denoise, x, run.sigmas, noise, **run.options):
+        x = step.x
+        if watch:
+            put_in_place(x, watch(step))
+    check_finite(x, "the UNet")
+    latents = x / (1 + run.sigmas[-1] ** 2) ** 0.5  # to unit variance where the sampler ends above 0
+    if not decode:
+        return latents
+    image = decode_latents(model.vae, model.facts.latent, latents)
+    check_finite(image, "the VAE decoder")
+    return image.clamp(-1, 1)
+
+
+def put_in_place(x: Tensor, new: Any) -> None:
+    """Write what `watch` returned into x, which the sampler goes on from. None and truth values mean nothing, for that
+    is what progress bars return."""
+    if new is None or isinstance(new, bool):
+        return
+    if not isinstance(new, Tensor) or new.shape != x.shape:
+        raise TypeError(f"watch returned a value of {kind_of(new)}: None or a tensor {tuple(x.shape)} is expected")
+    x.copy_(new)
+
+
+def kind_of(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"

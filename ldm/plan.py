@@ -1,0 +1,104 @@
+"""A plan: which noise levels a run visits, with which sampler. It is made before anything is drawn."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import index
+from typing import Any, TypedDict
+
+from samplers import SAMPLERS, Sampler, find
+from samplers.basics import Levels
+from samplers.options import check_options
+from samplers.schedules.cut import start_at_strength
+from samplers.schedules.levels import Choice, choose, start_std
+
+from .config import ModelConfig
+from .model import Model
+
+SamplerChoice = str | Sampler | Callable[..., Any]
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """levels: those that the network was trained with. sigmas: the levels of the run, with its end; times: the time to
+    tell the network at each. sampler, options: what goes from level to level. start_std: the deviation of the noise
+    that the run begins with. guidance: the model's own, for this sampler."""
+
+    levels: Levels
+    sigmas: list[float]
+    times: Mapping[float, float]
+    sampler: Sampler
+    options: Options
+    start_std: float
+    guidance: float
+
+
+def plan(
+    model: Model, steps: int | None = None, sampler: SamplerChoice | None = None, schedule: Choice | None = None,
+    options: Options | None = None, strength: float = 1.0,
+) -> Plan:  # fmt: skip
+    """The plan of a run; help(ldm.tasks) describes the arguments. strength: below 1 only the last steps of the run.
+    Raises ValueError or TypeError, which name the argument, for what does not fit."""
+    facts = model.facts
+    chosen = find_sampler(facts.sampler if sampler is None else sampler)
+    schedule = chosen.schedule or facts.schedule if schedule is None else schedule
+    count = facts.steps if steps is None else as_int("steps", steps)
+    sigmas, times = choose(model.levels, schedule, count, chosen.convention, facts.offset)
+    start = start_std(sigmas[0], schedule, chosen.convention)
+    if strength != 1:
+        sigmas = start_at_strength(sigmas, strength)
+    if options:
+        check_options(chosen.run, options)
+    guidance = facts.guidance / chosen.guidance.divisor
+    return Plan(model.levels, sigmas, times, chosen, options or {}, start, guidance)
+
+
+def find_sampler(sampler: SamplerChoice) -> Sampler:
+    """A sampler by its name, or a function as one."""
+    if isinstance(sampler, str):
+        return SAMPLERS[sampler if sampler in SAMPLERS else find(sampler)]
+    return as_sampler(sampler)
+
+
+def as_sampler(sampler: Sampler | Callable[..., Any]) -> Sampler:
+    if isinstance(sampler, Sampler):
+        return sampler
+    if callable(sampler):
+        return Sampler(sampler)
+    raise TypeError(f"sampler {sampler!r}: give a name, or a function (denoise, x, sigmas, noise, **options)")
+
+
+class Defaults(TypedDict):
+    """What a task takes for each argument that is None."""
+
+    sampler: str
+    schedule: str
+    steps: int
+    guidance: float
+    height: int
+    width: int
+
+
+def defaults(facts: ModelConfig, sampler: str | None = None) -> Defaults:
+    """What text_to_image takes for each argument that is None, where this sampler is asked for.
+
+    A sampler may be made for a schedule. Raises ValueError for an unknown sampler.
+    """
+    name = find(sampler or facts.sampler)
+    chosen = SAMPLERS[name]
+    return Defaults(
+        sampler=name,
+        schedule=chosen.schedule or facts.schedule,
+        steps=facts.steps,
+        guidance=facts.guidance / chosen.guidance.divisor,
+        height=facts.size,
+        width=facts.size,
+    )
+
+
+def as_int(name: str, value: Any) -> int:
+    """A whole number of any kind: Python's, numpy's, a tensor with one element. Raises TypeError for another value."""
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name} {value!r}: a whole number is expected") from None

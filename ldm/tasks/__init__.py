@@ -1,0 +1,34 @@
+"""What people do with a model, each task one file and one flat function of five moves:
+
+    encode      words -> conditioning               ldm.conditioning
+    plan        noise levels and sampler            ldm.plan
+    start       noise, or a noisy picture           ldm.draw
+    guide       the network with its guidance       ldm.guidance
+    draw        the loop, then pixels               ldm.draw
+
+All tasks share these arguments; None means the model's own default.
+
+    prompts     one text or several, or a ready Conditioning. A single one is drawn once per seed.
+    negative    what to move away from, likewise: one for all pictures, or one each.
+    height, width    of the picture in pixels.
+    steps       how many steps the sampler takes.
+    guidance    a number (1 or less means off, but for samplers of CFG++, whose scale is an interpolation, 0 to 1); one
+                number per step; a function of sigma; or a function (network, cond, uncond) -> network.
+    sampler     a name in samplers.SAMPLERS, another program's for it, or a function of the samplers' convention.
+    schedule    a name in samplers.schedules.SCHEDULES; a list of sigmas with its end; or a function (levels, steps) ->
+                such a list.
+    options     keywords of the sampler, such as {"eta": 0.5}.
+    seeds       one per picture, or one to count up from. Picture k takes all of its noise from seeds[k] alone.
+    noise       a unit Gaussian (b 4 h w) to start from instead.
+    sizes, negative_sizes    SDXL's micro-conditioning: the picture's own size if not given; that of the negative
+                prompt, the same if not given.
+    network     what runs in place of model.unet, a function (x, t, context, vector) -> output.
+    watch       is called with each Step; a tensor that it returns takes the place of step.x, and the sampler goes on
+                from there.
+    decode      False gives the final latents as the UNet sees them, in place of pixels.
+"""
+
+from ..plan import defaults
+from .text_to_image import pair, text_to_image
+
+__all__ = ["defaults", "pair", "text_to_image"]
