@@ -53,7 +53,7 @@ def random_model():
         for name, tensor in network.state_dict().items():
             state[name] = torch.empty(tensor.shape, dtype=torch.float16).uniform_(-0.05, 0.05)
         network.load_state_dict(state, assign=True)
-    return Model(unet, vae, dict(zip(facts.family.towers, texts)), Tokenizer(), facts)
+    return Model(unet, vae, texts, Tokenizer(), facts)
 
 
 def memory(field: str) -> int:
