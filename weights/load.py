@@ -177,10 +177,8 @@ def describe_part(
     if part not in (None, *PARTS):
         raise CheckpointError(f"unknown part {shown(part)}: choose one of {', '.join(PARTS)}")
     path, _ = locate(source, partial(part_files, part=part, variant=variant), revision, offline)
-    if path.is_dir():
-        return one_network.read_folder(path, part, variant)
-    if not single_file.matches(path):
-        return one_network.read_file(path, part)
+    if path.is_dir() or not single_file.matches(path):
+        return one_network.read(path, part, variant)
     checkpoint = single_file.read(path)
     if part not in checkpoint.parts:
         raise CheckpointError(f"{path} is a whole model: choose its part, it has {', '.join(checkpoint.parts)}")

@@ -28,8 +28,12 @@ from .shapes import sizes_of
 SEQUENCE = re.compile(r"\d+\.")  # as the keys of TAESD's original files begin
 
 
+def read(path: Path, part: str | None, variant: str | None = None) -> Part:
+    """part: one of PARTS, or None where the path holds one network. CheckpointError where it is not there."""
+    return read_folder(path, part, variant) if path.is_dir() else read_file(path, part)
+
+
 def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
-    """part: one of PARTS, or None for a folder that holds one network."""
     root = folder
     names = names_in(folder)
     if part in names and (folder / part).is_dir():
@@ -47,7 +51,6 @@ def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
 
 
 def read_file(path: Path, part: str | None) -> Part:
-    """part: one of PARTS, or None for a file that holds one network."""
     stored = read_stored(path)
     if all(SEQUENCE.match(key) for key in stored):
         stored = join_halves(path, stored)
