@@ -142,7 +142,9 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
 
     number_width: of each embedded size; 0 where the files do not say it, and any that divides the rest will do.
     """
-    unet, texts, numbers = facts.unet, facts.texts, facts.family.numbers
+    unet = facts.unet
+    texts = facts.texts
+    numbers = facts.family.numbers
     pairs = [
         ("cross_attention_dim", unet.context_dim, "reads text", "text towers give", sum(t.width for t in texts)),
         ("out_channels", unet.out_channels, "makes latents", "VAE has", facts.vae.latent_channels),

@@ -65,7 +65,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
 NAME = re.compile(r"[\w.]+")
 
 
-def split(key: str) -> tuple[str, str]:
+def split_key(key: str) -> tuple[str, str]:
     """Key -> module, as the file spells it, and field; the field is "" for an ending that no adapter has. ValueError
     with the kind of adapter if it is one of REFUSED."""
     key = FIRST.sub(r".to_\1.lora.\2.weight", key.replace("base_model.model.", "", 1))
@@ -87,7 +87,8 @@ def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Se
         return fields["alpha"].item() / rank if rank else 1.0
     part, _, path = module.partition(".")
     if part not in configs:
-        part, path = "", module
+        part = ""
+        path = module
     return scale_from_config(configs[part], path, rank) if part in configs else 1.0
 
 
@@ -147,7 +148,9 @@ def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
             return LoKr(factor(fields, "lokr_w1"), factor(fields, "lokr_w2"), scale)
         if "hada_w1_a" in fields:
             return LoHa(product(fields, "hada_w1"), product(fields, "hada_w2"), scale)
-        up, down, core = fields.pop("up"), fields.pop("down"), fields.pop("core", None)
+        up = fields.pop("up")
+        down = fields.pop("down")
+        core = fields.pop("core", None)
         return LoRA(matrix(up), down if core is None else matrix(down), core, scale)
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from None

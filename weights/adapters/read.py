@@ -24,7 +24,7 @@ from ..checkpoint import read_values, text_width
 from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored, why_none
 from ..disk.settings import Settings, names_in, parse_json
 from ..errors import CheckpointError, listed, shown
-from .kinds import build, scale_of, split
+from .kinds import build, scale_of, split_key
 from .names import names_of
 
 T = TypeVar("T")
@@ -117,7 +117,8 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     if not groups:
         raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
     configs = read_configs(path, tensors, metadata)
-    changes, problems = [], []
+    changes = []
+    problems = []
     for module, group in groups.items():
         fields = {name: tensor for name, (_, tensor) in group.items()}
         scale = scale_of(module, fields, configs)
@@ -164,7 +165,7 @@ def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group
     unknown = []
     for key, tensor in tensors.items():
         try:
-            module, field = split(key)
+            module, field = split_key(key)
         except ValueError as error:
             raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
         if field in groups[module]:

@@ -139,9 +139,11 @@ def diffusers(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[s
 
 def split_magnitude(delta: Delta, name: str) -> tuple[LoRA, Tensor | None]:
     """A LoRA, and the magnitudes (o 1) of a DoRA; CheckpointError for a change that this layout cannot hold."""
-    inner, magnitude = delta, None
+    inner = delta
+    magnitude = None
     if isinstance(delta, DoRA):
-        inner, magnitude = delta.direction, delta.magnitude
+        inner = delta.direction
+        magnitude = delta.magnitude
     of_inputs = magnitude is not None and len(magnitude) == 1
     if not isinstance(inner, LoRA) or inner.core is not None or of_inputs:
         raise CheckpointError(f"diffusers' layout cannot hold the {type(inner).__name__} of {name}: save it in kohya's")
@@ -149,7 +151,8 @@ def split_magnitude(delta: Delta, name: str) -> tuple[LoRA, Tensor | None]:
 
 
 def diffusers_fields(change: LoRA, magnitude: Tensor | None, is_kernel: bool) -> dict[str, Tensor]:
-    up, down = change.up, change.down
+    up = change.up
+    down = change.down
     if is_kernel:
         up = up[..., None, None]
         down = down[..., None, None] if down.ndim == 2 else down

@@ -78,7 +78,8 @@ def describe_stored(
     facts = replace(MODELS[row], unet=unet, vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
     if prediction:
-        facts, why = training.with_prediction(facts, row, prediction), f"it predicts {prediction}: as asked"
+        facts = training.with_prediction(facts, row, prediction)
+        why = f"it predicts {prediction}: as asked"
         warnings = ()
     else:
         facts, why, warnings = training.read_prediction(facts, row, stored, inside["unet"], metadata, value)
@@ -138,7 +139,10 @@ def extras(keys: Iterable[str], prefixes: Collection[str], path: Path) -> dict[s
 
 def check_numbers(facts: ModelConfig, where: str) -> None:
     """Nothing that a single file says leads to a division by 0 or to the root of a negative number."""
-    unet, vae, noise, latent = facts.unet, facts.vae, facts.noise, facts.latent
+    unet = facts.unet
+    vae = facts.vae
+    noise = facts.noise
+    latent = facts.latent
     shares = [(width, heads) for width, heads in zip(unet.channels, unet.heads)]
     shares += [(width, unet.groups) for width in unet.channels]
     shares += [(text.width, text.heads) for text in facts.texts]
