@@ -26,6 +26,7 @@ from lab.measure import Problem, choose_levels, exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
+from ldm.plan import noise_levels
 from samplers import SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
@@ -82,8 +83,9 @@ def model_problem(args: argparse.Namespace) -> Problem:
     side = facts.size // facts.vae.factor
     noise = Streams(seeds, (facts.vae.latent_channels, side, side), args.device).draw()
     what = f"latents of {args.model or 'the miniature'} for {args.prompt!r}"
-    denoise = denoiser(network, model.levels, facts.prediction)
-    return Problem(denoise, model.levels, noise, seeds, what, picture=model.to_image)
+    levels = noise_levels(facts.noise)
+    denoise = denoiser(network, levels, facts.prediction)
+    return Problem(denoise, levels, noise, seeds, what, picture=model.to_image)
 
 
 def study(args: argparse.Namespace, problem: Problem) -> Study:
