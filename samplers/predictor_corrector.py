@@ -47,6 +47,11 @@ class Predicted(NamedTuple):
     noise: Tensor | None
     eta: float
 
+    def take(self, weights: list[float], x0s: list[Tensor]) -> Tensor:
+        """The end of the step by these estimates, with its noise."""
+        x = weighted(weights, [self.start, *x0s])
+        return x if self.noise is None else x.add_(self.noise)
+
 
 def sa_solver(
     denoise: Denoise,
@@ -69,35 +74,41 @@ def sa_solver(
     pece: estimate again after each correction, which doubles the evaluations.
     short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
     """
-    steps = len(sigmas) - 1
     x0s = []  # newest first
     last = Predicted(x, None, 0.0)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
 
         # Correct the step that led here, now that the estimate at its end is known.
-        count = min(corrector, remembered(sigmas, i))
-        if steps < short:
-            count = min(count, steps - i + 2)
-        if i > 0 and count > 0 and sigma < sigmas[i - 1]:
+        count = estimates_to_correct_with(sigmas, i, corrector, short)
+        if count > 0:
             nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
-            x = weighted(exponential(sigmas[i - 1], sigma, nodes, last.eta, second), [last.start, x0, *x0s])
-            if last.noise is not None:
-                x = x.add_(last.noise)
+            x = last.take(exponential(sigmas[i - 1], sigma, nodes, last.eta, second), [x0, *x0s])
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
 
         # Predict the next one.
         strength = tau if isinstance(tau, int | float) else tau(sigma)
-        last = Predicted(x, None, strength**2)
-        nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
-        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [last.start, *x0s])
+        eta = strength**2
+        drawn = None
         if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
-            drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
-            last = last._replace(noise=drawn)
-            x.add_(drawn)
+            drawn = s_noise * noise_std(sigma, sigma_next, eta) * draw(noise, sigma, sigma_next)
+        last = Predicted(x, drawn, eta)
+        nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
+        x = last.take(exponential(sigma, sigma_next, nodes, eta, second), x0s)
         yield Step(i, sigma, x, x0)
+
+
+def estimates_to_correct_with(sigmas: Sigmas, i: int, corrector: int, short: float) -> int:
+    """How many estimates correct the step to sigmas[i], that at its end among them; 0 if there is no such step."""
+    if i == 0 or sigmas[i] == sigmas[i - 1]:
+        return 0
+    count = min(corrector, remembered(sigmas, i))
+    steps = len(sigmas) - 1
+    if steps < short:
+        count = min(count, steps - i + 2)
+    return count
 
 
 def authors_tau(sigma: float) -> float:

@@ -1,6 +1,8 @@
 """Exponential integrators that look ahead inside a step and remember nothing of earlier ones: DPM-Solver's blocks, its
 fast and its adaptive form, and SEEDS."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import atan, exp, log, prod, sqrt
 
@@ -32,24 +34,19 @@ def singlestep(
     """
     check_order(order, 3)
     start = x
-    top = sigmas[0]
-    levels = []  # of this block, newest first, and the estimates there
-    x0s = []
+    block = []  # its levels and the estimates there, newest first
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if i % order == 0 or sigma_next == 0:
             start = x
-            top = sigma
-            levels = []
-            x0s = []
-        levels = [sigma, *levels]
-        x0s = [x0, *x0s]
-        if len(levels) == 3 and second == "midpoint":
-            levels = levels[::2]
-            x0s = x0s[::2]
-        nodes = [log(top / level) / log(top / sigma_next) if level < top else 0.0 for level in levels]
+            block = []
+        block = [(sigma, x0), *block]
+        if len(block) == 3 and second == "midpoint":
+            block = block[::2]
+        top, _ = block[-1]  # where the block started
+        nodes = [log(top / level) / log(top / sigma_next) if level < top else 0.0 for level, _ in block]
         rule = second if i % order == 1 else third
-        x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *x0s])
+        x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *(estimate for _, estimate in block)])
         x = renoise(x, s_noise * noise_std(top, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
 
@@ -112,29 +109,50 @@ def dpm_adaptive(
     sigma = sigmas[0]
     bottom = min(sigma for sigma in sigmas if sigma > 0)
     powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
-    h = h_init
-    accepted = x
-    agreements = []  # inverse errors of the accepted steps, newest first
+    size = StepSize(powers, rtol, atol, accept_safety, h_init, accepted=x)
     i = 0
     while log(sigma / bottom) > 1e-5:
         x0 = denoise(x, sigma)
         taken = False
         while not taken:
-            sigma_next = max(sigma * exp(-h), bottom)
+            sigma_next = max(sigma * exp(-size.h), bottom)
             sigma_down = max(ancestral(sigma, sigma_next, eta)[0], bottom)
             high, low = look_ahead(denoise, x, x0, sigma, sigma_down, order)
-            tolerance = (rtol * torch.maximum(low.abs(), accepted.abs())).clamp(min=atol)
-            agreement = 1 / (((low - high) / tolerance).square().mean().sqrt().item() + 1e-8)
-            agreements = [agreement, *agreements[1:]] if agreements else [agreement] * 3
-            factor = 1 + atan(prod(a**p for a, p in zip(agreements, powers)) - 1)
-            h *= factor
-            taken = factor >= accept_safety
-        agreements = [agreement, *agreements[:2]]
-        accepted = low
+            taken = size.accepts(high, low)
         x = renoise(high, s_noise * noise_above(sigma_down, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
         sigma = sigma_next
         i += 1
+
+
+@dataclass
+class StepSize:
+    """How long dpm_adaptive's next step is: h, in lambda.
+
+    accepted: the last accepted step, at the lower order. agreements: inverse errors, that of the present try first and
+    those of the last accepted steps behind it.
+    """
+
+    powers: Sequence[float]
+    rtol: float
+    atol: float
+    accept_safety: float
+    h: float
+    accepted: Tensor
+    agreements: list[float] = field(default_factory=list)
+
+    def accepts(self, high: Tensor, low: Tensor) -> bool:
+        """Whether the two orders agree well enough for the step. Either way h becomes the length to try next."""
+        tolerance = (self.rtol * torch.maximum(low.abs(), self.accepted.abs())).clamp(min=self.atol)
+        agreement = 1 / (((low - high) / tolerance).square().mean().sqrt().item() + 1e-8)
+        self.agreements = [agreement, *self.agreements[1:]] if self.agreements else [agreement] * 3
+        factor = 1 + atan(prod(a**p for a, p in zip(self.agreements, self.powers)) - 1)
+        self.h *= factor
+        if factor < self.accept_safety:
+            return False
+        self.agreements = [agreement, *self.agreements[:2]]
+        self.accepted = low
+        return True
 
 
 def look_ahead(
