@@ -91,9 +91,8 @@ def sa_solver(
         # Predict the next one.
         strength = tau if isinstance(tau, int | float) else tau(sigma)
         eta = strength**2
-        drawn = None
-        if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
-            drawn = s_noise * noise_std(sigma, sigma_next, eta) * draw(noise, sigma, sigma_next)
+        # A function of sigma draws also where it says 0, to draw as often as diffusers does.
+        drawn = s_noise * noise_std(sigma, sigma_next, eta) * draw(noise, sigma, sigma_next) if tau else None
         last = Predicted(x, drawn, eta)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
         x = last.take(exponential(sigma, sigma_next, nodes, eta, second), x0s)

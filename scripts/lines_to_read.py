@@ -59,7 +59,7 @@ def main():
         files = lines_of_files(functions)
         print(f"{case.title}: {sum(functions.values())} lines, {len(functions)} functions, {len(files)} files")
         for file, lines in files.items():
-            print(f"  {lines:4} {file}")
+            print(f"  {lines:4} of {length(file)} {file}")
             if listed:
                 print_functions(functions, file)
 
@@ -119,6 +119,11 @@ def lies_within(code: CodeType, other: CodeType) -> bool:
 
 def file_of(code: CodeType) -> str:
     return Path(code.co_filename).relative_to(ROOT).as_posix()
+
+
+def length(file: str) -> int:
+    """All lines of the file."""
+    return len((ROOT / file).read_text(encoding="utf-8").splitlines())
 
 
 def lines_of_files(functions: Functions) -> dict[str, int]:
