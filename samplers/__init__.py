@@ -31,7 +31,7 @@ from .noise import brownian
 from .schedules.levels import EXACT, Convention
 from .step import Noise, Step
 
-__all__ = ["SAMPLERS", "Sampler", "Step", "find"]
+__all__ = ["INTERPOLATED", "SAMPLERS", "USUAL", "Sampler", "Scale", "Step", "find"]
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,10 @@ def plain(name: str) -> str:
 def find(name: str) -> str:
     """The name in SAMPLERS of a sampler by any name that diffusers, A1111, ComfyUI or k-diffusion has for it.
 
-    Raises ValueError, in one line that lists what comes near.
+    Raises ValueError, in one line that lists what comes near; TypeError for what is no name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"sampler {name!r}: a name is expected")
     known = {}
     for key, sampler in SAMPLERS.items():
         for other in (sampler.label or key, *sampler.names, key):

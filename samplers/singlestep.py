@@ -1,8 +1,6 @@
 """Exponential integrators that look ahead inside a step and remember nothing of earlier ones: DPM-Solver's blocks, its
 fast and its adaptive form, and SEEDS."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import atan, exp, log, prod, sqrt
 
@@ -34,20 +32,23 @@ def singlestep(
     """
     check_order(order, 3)
     start = x
-    block = []  # its levels and the estimates there, newest first
+    end = x  # of the step before, as it was yielded
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if i % order == 0 or sigma_next == 0:
             start = x
-            block = []
+            top = sigma
+            block = []  # its levels and the estimates there, newest first
+        else:  # what the caller added to Step.x grows with the level where it is carried back to the start of the block
+            start = start.add(x - end, alpha=(top / sigma) ** (1 + eta))
         block = [(sigma, x0), *block]
         if len(block) == 3 and second == "midpoint":
             block = block[::2]
-        top, _ = block[-1]  # where the block started
         nodes = [log(top / level) / log(top / sigma_next) if level < top else 0.0 for level, _ in block]
         rule = second if i % order == 1 else third
         x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *(estimate for _, estimate in block)])
         x = renoise(x, s_noise * noise_std(top, sigma_next, eta), noise, sigma, sigma_next)
+        end = x.clone()
         yield Step(i, sigma, x, x0)
 
 
@@ -108,50 +109,44 @@ def dpm_adaptive(
     check_order(order, 3, lowest=2)
     sigma = sigmas[0]
     bottom = min(sigma for sigma in sigmas if sigma > 0)
-    powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
-    size = StepSize(powers, rtol, atol, accept_safety, h_init, accepted=x)
+    control = PID(h_init, (pcoeff, icoeff, dcoeff), 1.5 if eta else order, accept_safety)
+    accepted = x
     i = 0
     while log(sigma / bottom) > 1e-5:
         x0 = denoise(x, sigma)
-        taken = False
-        while not taken:
-            sigma_next = max(sigma * exp(-size.h), bottom)
+        while True:
+            sigma_next = max(sigma * exp(-control.h), bottom)
             sigma_down = max(ancestral(sigma, sigma_next, eta)[0], bottom)
             high, low = look_ahead(denoise, x, x0, sigma, sigma_down, order)
-            taken = size.accepts(high, low)
+            tolerance = (rtol * torch.maximum(low.abs(), accepted.abs())).clamp(min=atol)
+            if control.accepts(((low - high) / tolerance).square().mean().sqrt().item()):
+                break
+        accepted = low
         x = renoise(high, s_noise * noise_above(sigma_down, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
         sigma = sigma_next
         i += 1
 
 
-@dataclass
-class StepSize:
-    """How long dpm_adaptive's next step is: h, in lambda.
+class PID:
+    """A controller of the length h of steps in lambda, by their errors; order: of the method, which sets its powers."""
 
-    accepted: the last accepted step, at the lower order. agreements: inverse errors, that of the present try first and
-    those of the last accepted steps behind it.
-    """
+    def __init__(self, h: float, coefficients: tuple[float, float, float], order: float, safety: float):
+        p, i, d = coefficients
+        self.h = h
+        self.powers = [(p + i + d) / order, (-p - 2 * d) / order, d / order]
+        self.safety = safety
+        self.agreements: list[float] = []  # inverse errors, newest first
 
-    powers: Sequence[float]
-    rtol: float
-    atol: float
-    accept_safety: float
-    h: float
-    accepted: Tensor
-    agreements: list[float] = field(default_factory=list)
-
-    def accepts(self, high: Tensor, low: Tensor) -> bool:
-        """Whether the two orders agree well enough for the step. Either way h becomes the length to try next."""
-        tolerance = (self.rtol * torch.maximum(low.abs(), self.accepted.abs())).clamp(min=self.atol)
-        agreement = 1 / (((low - high) / tolerance).square().mean().sqrt().item() + 1e-8)
+    def accepts(self, error: float) -> bool:
+        """Change h by the error of a step; whether the step is taken."""
+        agreement = 1 / (error + 1e-8)
         self.agreements = [agreement, *self.agreements[1:]] if self.agreements else [agreement] * 3
-        factor = 1 + atan(prod(a**p for a, p in zip(self.agreements, self.powers)) - 1)
+        factor = 1 + atan(prod(a**power for a, power in zip(self.agreements, self.powers)) - 1)
         self.h *= factor
-        if factor < self.accept_safety:
+        if factor < self.safety:
             return False
         self.agreements = [agreement, *self.agreements[:2]]
-        self.accepted = low
         return True
 
 
@@ -205,7 +200,7 @@ def seeds_2(
             x = weighted(exponential(sigma, sigma_next, [0.0, r], eta, second), [x, x0, denoise(y, middle)])
             x = x + s_noise * sigma_next * path_noise(path, middle, sigma_next, eta, noise)
         else:
-            x = x0
+            x = x0.clone()  # the caller may change either
         yield Step(i, sigma, x, x0)
 
 
@@ -234,7 +229,7 @@ def seeds_3(
             x = weighted(exponential(sigma, sigma_next, [0.0, r2], eta), [x, x0, denoise(y, middle)])
             x = x + s_noise * sigma_next * path_noise(path, middle, sigma_next, eta, noise)
         else:
-            x = x0
+            x = x0.clone()
         yield Step(i, sigma, x, x0)
 
 

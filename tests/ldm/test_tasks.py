@@ -1,6 +1,7 @@
 """Text to picture, whole: against diffusers' pipelines from the same folder and the same initial noise."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import diffusers
 import pytest
@@ -28,6 +29,8 @@ SCHEDULERS = {  # our sampler and schedule -> theirs
     ),
     ("dpmpp_2m", "karras"): lambda c: diffusers.DPMSolverMultistepScheduler.from_config(c, use_karras_sigmas=True),
 }
+
+text_to_image = import_module("ldm.tasks.text_to_image")  # the function hides the module
 
 
 @pytest.fixture(scope="module")
@@ -209,14 +212,14 @@ def test_a_picture_of_a_batch_has_the_noise_it_has_alone(pipelines):
         return Recorder
 
     options = dict(sampler="euler_ancestral", steps=6, decode=False)
-    original = tasks.Streams
+    original = text_to_image.Streams
     try:
-        tasks.Streams = recording([5, 6, 7])
+        text_to_image.Streams = recording([5, 6, 7])
         together = tasks.text_to_image(model, [PROMPTS[0]] * 3, seeds=[5, 6, 7], **options)
-        tasks.Streams = recording([6])
+        text_to_image.Streams = recording([6])
         alone = tasks.text_to_image(model, PROMPTS[:1], seeds=[6], **options)
     finally:
-        tasks.Streams = original
+        text_to_image.Streams = original
     assert len(drawn[1, 6]) == 6  # the initial noise, and one draw for each step but the last
     assert all(torch.equal(a, b) for a, b in zip(drawn[3, 6], drawn[1, 6], strict=True))
     assert relative_l2(together[1:2], alone) < 1e-4
@@ -323,9 +326,9 @@ def test_empty_prompts_are_zeros_only_where_published(pipelines):
     for name, zeros in (("sd15", False), ("sdxl", True)):
         _, model = pipelines(name)
         facts, sizes = model.facts, Sizes((64, 64), (64, 64))
-        none = encode(model.texts, model.tokenizer, facts, [None], sizes)
+        none = encode(model, [None], sizes)
         assert (none.context == 0).all().item() == zeros
-        empty = encode(model.texts, model.tokenizer, replace(facts, zero_empty_prompt=False), [None], sizes)
+        empty = encode(replace(model, facts=replace(facts, zero_empty_prompt=False)), [None], sizes)
         assert empty.context.abs().max() > 0
 
 

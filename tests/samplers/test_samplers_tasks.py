@@ -9,7 +9,7 @@ import torch
 import weights
 from ldm import conditioning, tasks
 from ldm.config import NoiseConfig
-from samplers import SAMPLERS
+from samplers import SAMPLERS, noise
 from samplers.denoiser import denoiser
 from samplers.noise import BrownianTree, Streams
 from samplers.schedules import choose, noise_table, start_std
@@ -31,7 +31,7 @@ def draw(model, sampler: str, **options) -> torch.Tensor:
 def test_cfg_pp_is_its_formula_on_two_runs_of_the_network(model):
     """x' = guided + (lower / sigma) (x - unguided), each estimate from a UNet call of its own."""
     facts, sizes = model.facts, conditioning.Sizes((64, 64), (64, 64))
-    cond, uncond = (conditioning.encode(model.texts, model.tokenizer, facts, [text], sizes) for text in (PROMPT, None))
+    cond, uncond = (conditioning.encode(model, [text], sizes) for text in (PROMPT, None))
     levels, scale = noise_table(), 0.7
     given, free = (
         denoiser(lambda x, t, c=c: model.unet(x, t, c.context, c.vector), levels, facts.prediction)
@@ -68,7 +68,7 @@ def test_brownian_samplers_get_one_path_per_picture(model, monkeypatch):
             made.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr(tasks, "BrownianTree", Recorded)
+    monkeypatch.setattr(noise, "BrownianTree", Recorded)
     both = draw(model, "dpmpp_sde", seeds=[3, 4], schedule="karras")
     ((seeds, shape, low, high, _),) = made
     assert (list(seeds), shape) == ([3, 4], (4, 8, 8)) and low < 0.03 and 14.6 < high < 14.7
@@ -85,5 +85,5 @@ def test_every_sampler_draws(model, name):
 
 def test_models_without_trained_times_refuse_samplers_that_need_them(model):
     edm = replace(model, facts=replace(model.facts, noise=NoiseConfig(edm=True)))
-    with pytest.raises(ValueError, match="^sampler 'lcm' needs trained time steps and this model has none"):
+    with pytest.raises(ValueError, match="^this sampler needs trained time steps and this model has none"):
         draw(edm, "lcm", schedule="karras")
