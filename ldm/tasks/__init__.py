@@ -12,8 +12,8 @@ All tasks share these arguments; None means the model's own default.
     negative    what to move away from, likewise: one for all pictures, or one each.
     height, width    of the picture in pixels.
     steps       how many steps the sampler takes.
-    guidance    a number (1 or less means off, but for samplers of CFG++, whose scale is an interpolation, 0 to 1); such a
-                number for each step, or a function of sigma that gives it; or a function (network, cond, uncond) ->
+    guidance    a number (1 or less means off, but for samplers of CFG++, whose scale is an interpolation, 0 to 1); one
+                such number per step, or a function of sigma that gives it; or a function (network, cond, uncond) ->
                 network. A function that can be called with one argument is one of sigma.
     sampler     a name in samplers.SAMPLERS, another program's for it, or a function of the samplers' convention. One's
                 own gets exact levels and white noise; samplers.Sampler(function, ...) says otherwise.
