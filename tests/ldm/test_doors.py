@@ -61,17 +61,17 @@ def quick(model) -> Callable[..., Tensor]:
 
 
 class Counted:
-    """The UNet; it keeps the size of every batch and the times that it was told."""
+    """A network that keeps the size of every batch and the times that it was told."""
 
-    def __init__(self, model: Model):
-        self.unet = model.unet
+    def __init__(self, network: Callable[..., Tensor]):
+        self.network = network
         self.batches: list[int] = []
         self.times: list[float] = []
 
     def __call__(self, x: Tensor, t: float, context: Tensor, vector: Tensor | None) -> Tensor:
         self.batches.append(len(x))
         self.times.append(float(t))
-        return self.unet(x, t, context, vector)
+        return self.network(x, t, context, vector)
 
 
 # sampler=
@@ -120,8 +120,8 @@ def with_any_options(denoise, x, sigmas, noise, **options):
         np.str_("euler"),
     ],
 )
-def test_a_sampler_may_be_any_function_of_the_convention(model, sampler):
-    assert torch.equal(draw(model, sampler=sampler), draw(model))
+def test_a_sampler_may_be_any_function_of_the_convention(quick, sampler):
+    assert torch.equal(quick(sampler=sampler), quick())
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -133,11 +133,11 @@ def test_functions_of_this_package_are_the_samplers_of_their_names(quick, name):
         assert torch.equal(quick(sampler=SAMPLERS[name], schedule=schedule), named)
 
 
-def test_partials_of_this_package_keep_the_habits_too(model):
-    half = draw(model, sampler="ddim", options={"eta": 0.5})
-    assert torch.equal(draw(model, sampler=partial(sde.ddim, eta=0.5)), half)
-    pp = draw(model, sampler="euler_cfg_pp", guidance=0.7)
-    assert torch.equal(draw(model, sampler=cfg_pp.euler_cfg_pp, guidance=0.7), pp)
+def test_partials_of_this_package_keep_the_habits_too(quick):
+    half = quick(sampler="ddim", options={"eta": 0.5})
+    assert torch.equal(quick(sampler=partial(sde.ddim, eta=0.5)), half)
+    pp = quick(sampler="euler_cfg_pp", guidance=0.7)
+    assert torch.equal(quick(sampler=cfg_pp.euler_cfg_pp, guidance=0.7), pp)
 
 
 def test_published_faults_are_samplers(quick):
@@ -154,12 +154,12 @@ def test_published_faults_are_samplers(quick):
     assert relative_l2(strided, quick(sampler=Sampler(sde.ddim), schedule=SIGMAS)) < 1e-5
 
 
-def test_options_of_own_samplers(quick, model):
-    far = draw(model, sampler=partial(own_euler, overshoot=0.1))
-    assert relative_l2(far, draw(model)) > 1e-3
+def test_options_of_own_samplers(quick):
+    far = quick(sampler=partial(own_euler, overshoot=0.1))
+    assert relative_l2(far, quick()) > 1e-3
     for sampler in (own_euler, with_positional_option, with_any_options, Sampler(own_euler)):
-        assert torch.equal(draw(model, sampler=sampler, options={"overshoot": 0.1}), far)
-    assert torch.equal(draw(model, sampler=own_euler, options={"overshoot": np.float64(0.1)}), far)
+        assert torch.equal(quick(sampler=sampler, options={"overshoot": 0.1}), far)
+    assert torch.equal(quick(sampler=own_euler, options={"overshoot": np.float64(0.1)}), far)
     refused(quick, ValueError, "option 'eta': this sampler has no such option: choose one of overshoot",
             sampler=own_euler, options={"eta": 1})  # fmt: skip
     refused(quick, TypeError, "option overshoot='far': a number is expected",
@@ -463,8 +463,8 @@ FIVES = [
 
 
 @pytest.mark.parametrize("guidance", FIVES)
-def test_one_strength_in_every_form_is_one_picture(model, guidance):
-    assert torch.equal(draw(model, guidance=guidance), draw(model, guidance=5.0))
+def test_one_strength_in_every_form_is_one_picture(quick, guidance):
+    assert torch.equal(quick(guidance=guidance), quick(guidance=5.0))
 
 
 def test_guidance_is_its_formula(model):
@@ -479,16 +479,16 @@ OFF = [1, 0, -2.5, 0.5, np.float32(1), torch.tensor(0.5), [1, 1, 1], [0, 1, 0.5]
 
 
 @pytest.mark.parametrize("guidance", OFF)
-def test_guidance_of_one_or_less_is_off(model, guidance):
+def test_guidance_of_one_or_less_is_off(quick, guidance):
     """In every form; the half without a prompt is not run then."""
-    counted = Counted(model)
-    assert torch.equal(draw(model, guidance=guidance, network=counted), draw(model, guidance=1.0))
+    counted = Counted(stand_in)
+    assert torch.equal(quick(guidance=guidance, network=counted), quick(guidance=1.0))
     assert counted.batches == [1, 1, 1]
 
 
 def test_only_guided_steps_run_both_halves(model):
     """One number per step, and the same as a function of sigma."""
-    counted = Counted(model)
+    counted = Counted(model.unet)
     listed = draw(model, guidance=[1, 5, 0], schedule=SIGMAS, network=counted)
     assert counted.batches == [1, 2, 1]
     called = []
@@ -502,18 +502,18 @@ def test_only_guided_steps_run_both_halves(model):
     assert relative_l2(listed, draw(model, guidance=5.0, schedule=SIGMAS)) > 1e-3
 
 
-def test_second_evaluations_have_the_strength_of_their_level(model):
+def test_second_evaluations_have_the_strength_of_their_level(quick):
     """Heun evaluates the network again at the end of a step, which is where the next one begins. Churn lifts a level
     into the step before."""
-    counted = Counted(model)
-    draw(model, sampler="heun", schedule=SIGMAS, guidance=[5, 1, 5], network=counted)
+    counted = Counted(stand_in)
+    quick(sampler="heun", schedule=SIGMAS, guidance=[5, 1, 5], network=counted)
     assert counted.batches == [2, 1, 1, 2, 2]  # 14, 3; 3, 0.6; 0.6
-    counted = Counted(model)
-    churned = draw(model, sampler="heun", schedule=SIGMAS, guidance=[5, 1, 5], network=counted, options={"s_churn": 1})
+    counted = Counted(stand_in)
+    churned = quick(sampler="heun", schedule=SIGMAS, guidance=[5, 1, 5], network=counted, options={"s_churn": 1})
     assert counted.batches == [2, 1, 2, 2, 1]  # 18.7, 3; 4, 0.6; 0.8
     assert churned.isfinite().all()
     called = []
-    draw(model, sampler="heun", schedule=SIGMAS, guidance=lambda sigma: called.append(sigma) or 5.0)
+    quick(sampler="heun", schedule=SIGMAS, guidance=lambda sigma: called.append(sigma) or 5.0)
     assert called == [14.0, 3.0, 3.0, 0.6, 0.6]
 
 
@@ -525,7 +525,7 @@ def test_a_function_makes_any_network(model):
         made.append((network, len(cond), len(uncond)))
         return condition(network, cond)
 
-    counted = Counted(model)
+    counted = Counted(model.unet)
     found = draw(model, seeds=[1, 2], guidance=perp, network=counted)
     assert made == [(counted, 2, 2)]
     assert torch.equal(found, draw(model, seeds=[1, 2], guidance=1.0))
@@ -534,16 +534,16 @@ def test_a_function_makes_any_network(model):
 
 
 @pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if "cfg_pp" in name])
-def test_scales_of_cfg_pp_are_interpolations(model, name):
+def test_scales_of_cfg_pp_are_interpolations(quick, model, name):
     """0 to 1 and beyond; none of them is off."""
-    at = {scale: draw(model, sampler=name, guidance=scale) for scale in (-0.2, 0.0, 0.7, 1.0)}
+    at = {scale: quick(sampler=name, guidance=scale) for scale in (-0.2, 0.0, 0.7, 1.0)}
     values = list(at.values())
     assert all(relative_l2(a, b) > 1e-3 for k, a in enumerate(values) for b in values[:k])
-    assert torch.equal(draw(model, sampler=name, guidance=[0.7, 0.7, 0.7]), at[0.7])
-    assert torch.equal(draw(model, sampler=name, guidance=lambda sigma: -0.2), at[-0.2])
-    assert torch.equal(draw(model, sampler=name), draw(model, sampler=name, guidance=model.facts.guidance / 12.5))
-    counted = Counted(model)
-    draw(model, sampler=name, guidance=1.0, network=counted)
+    assert torch.equal(quick(sampler=name, guidance=[0.7, 0.7, 0.7]), at[0.7])
+    assert torch.equal(quick(sampler=name, guidance=lambda sigma: -0.2), at[-0.2])
+    assert torch.equal(quick(sampler=name), quick(sampler=name, guidance=model.facts.guidance / 12.5))
+    counted = Counted(stand_in)
+    quick(sampler=name, guidance=1.0, network=counted)
     assert counted.batches == [2, 2, 2]
 
 
@@ -601,7 +601,7 @@ def test_classifier_free_takes_numbers_of_any_kind(model):
 
 
 def test_a_network_runs_in_place_of_the_unet(model):
-    counted = Counted(model)
+    counted = Counted(model.unet)
     assert torch.equal(draw(model, network=counted), draw(model))
     assert counted.batches == [2, 2, 2]
     assert len(set(counted.times)) == 3
@@ -746,15 +746,15 @@ THREES += [range(3, 4), iter([3]), (3 for _ in range(1)), [torch.tensor(3)], [np
 
 
 @pytest.mark.parametrize("seeds", THREES)
-def test_seeds_may_be_whole_numbers_of_any_kind(model, seeds):
-    assert torch.equal(draw(model, seeds=seeds), draw(model, seeds=[3]))
+def test_seeds_may_be_whole_numbers_of_any_kind(quick, seeds):
+    assert torch.equal(quick(seeds=seeds), quick(seeds=[3]))
 
 
 @pytest.mark.parametrize("seeds", [np.array([3, 5, 4]), torch.tensor([3, 5, 4]), (3, 5, 4), iter([3, 5, 4])])
-def test_several_seeds_draw_several_pictures(model, seeds):
-    several = draw(model, seeds=seeds)
+def test_several_seeds_draw_several_pictures(quick, seeds):
+    several = quick(seeds=seeds)
     for k, seed in enumerate((3, 5, 4)):
-        assert relative_l2(several[k : k + 1], draw(model, seeds=seed)) < 1e-5
+        assert relative_l2(several[k : k + 1], quick(seeds=seed)) < 1e-5
 
 
 def test_the_largest_seed_is_a_seed(model):
@@ -790,10 +790,10 @@ def test_seeds_that_count_beyond_the_largest_are_refused(quick):
 
 
 @pytest.mark.parametrize("make", [int, np.int64, np.uint16, torch.tensor, np.array])
-def test_sizes_and_steps_may_be_whole_numbers_of_any_kind(model, make):
-    found = draw(model, height=make(32), width=make(48), steps=make(2))
+def test_sizes_and_steps_may_be_whole_numbers_of_any_kind(quick, make):
+    found = quick(height=make(32), width=make(48), steps=make(2))
     assert found.shape == (1, 4, 4, 6)
-    assert torch.equal(found, draw(model, height=32, width=48, steps=2))
+    assert torch.equal(found, quick(height=32, width=48, steps=2))
 
 
 @pytest.mark.parametrize("name", ["height", "width", "steps"])
@@ -896,7 +896,7 @@ def test_doors_open_together(model):
         options={"short": 0},
         steps=np.int32(4),
         seeds=np.array([8, 9]),
-        network=Counted(model),
+        network=Counted(model.unet),
         watch=seen.append,
         decode=False,
     )
