@@ -115,30 +115,45 @@ def dpm_adaptive(
     check_order(order, 3, lowest=2)
     sigma = sigmas[0]
     bottom = min(sigma for sigma in sigmas if sigma > 0)
-    powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
-    h = h_init
+    control = PID(h_init, (pcoeff, icoeff, dcoeff), 1.5 if eta else order, accept_safety)
     accepted = x
-    agreements = []  # inverse errors of the accepted steps, newest first
     i = 0
     while log(sigma / bottom) > 1e-5:
         x0 = denoise(x, sigma)
-        taken = False
-        while not taken:
-            sigma_next = max(sigma * exp(-h), bottom)
+        while True:
+            sigma_next = max(sigma * exp(-control.h), bottom)
             sigma_down = max(ancestral(sigma, sigma_next, eta)[0], bottom)
             high, low = look_ahead(denoise, x, x0, sigma, sigma_down, order)
             tolerance = (rtol * torch.maximum(low.abs(), accepted.abs())).clamp(min=atol)
-            agreement = 1 / (((low - high) / tolerance).square().mean().sqrt().item() + 1e-8)
-            agreements = [agreement, *agreements[1:]] if agreements else [agreement] * 3
-            factor = 1 + atan(prod(a**p for a, p in zip(agreements, powers)) - 1)
-            h *= factor
-            taken = factor >= accept_safety
-        agreements = [agreement, *agreements[:2]]
+            if control.accepts(((low - high) / tolerance).square().mean().sqrt().item()):
+                break
         accepted = low
         x = renoise(high, s_noise * noise_above(sigma_down, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
         sigma = sigma_next
         i += 1
+
+
+class PID:
+    """A controller of the length h of steps in lambda, by their errors; order: of the method, which sets its powers."""
+
+    def __init__(self, h: float, coefficients: tuple[float, float, float], order: float, safety: float):
+        p, i, d = coefficients
+        self.h = h
+        self.powers = [(p + i + d) / order, (-p - 2 * d) / order, d / order]
+        self.safety = safety
+        self.agreements: list[float] = []  # inverse errors, newest first
+
+    def accepts(self, error: float) -> bool:
+        """Change h by the error of a step; whether the step is taken."""
+        agreement = 1 / (error + 1e-8)
+        self.agreements = [agreement, *self.agreements[1:]] if self.agreements else [agreement] * 3
+        factor = 1 + atan(prod(a**power for a, power in zip(self.agreements, self.powers)) - 1)
+        self.h *= factor
+        if factor < self.safety:
+            return False
+        self.agreements = [agreement, *self.agreements[:2]]
+        return True
 
 
 def look_ahead(

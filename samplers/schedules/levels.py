@@ -142,10 +142,8 @@ Choice = str | Sequence[float] | Callable[[Levels, int], Sequence[float]]
 
 
 def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention = EXACT, offset: int = 1) -> Chosen:
-    """The levels of a schedule with the end appended, and the time of each level that is not the end.
-
-    schedule: see Choice. offset: added to every time of "leading". Raises ValueError for what cannot be had.
-    """
+    """The levels of a schedule with the end appended, and the time of each level that is not the end. schedule: see
+    Choice. offset: added to every time of "leading". Raises ValueError for what cannot be had."""
     if not isinstance(schedule, str):
         return with_times(levels, checked_list(levels, schedule, steps), convention)
     # A plain name and a usual number of steps on a table of levels need no second look.
