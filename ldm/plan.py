@@ -1,7 +1,7 @@
 """A plan: which noise levels a run visits, with which sampler. It is made before anything is drawn."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from operator import index
 from typing import Any, TypedDict
@@ -65,12 +65,17 @@ def find_sampler(sampler: SamplerChoice) -> Sampler:
 
 
 def as_sampler(sampler: Sampler | Callable[..., Any]) -> Sampler:
-    """A Sampler of a function. Raises TypeError, which names the argument, for what cannot be one."""
+    """A Sampler of a function: one of this package, or a partial of it, keeps the habits of its publisher. Raises
+    TypeError, which names the argument, for what cannot be one."""
     if isinstance(sampler, Sampler):
         return sampler
-    if callable(sampler) and has_room_for(sampler, 4):
-        return Sampler(with_checked_steps(sampler))
-    raise TypeError(f"sampler {show(sampler)}: give a name, or a function (denoise, x, sigmas, noise, **options)")
+    if not callable(sampler) or not has_room_for(sampler, 4):
+        raise TypeError(f"sampler {show(sampler)}: give a name, or a function (denoise, x, sigmas, noise, **options)")
+    for function in (sampler, getattr(sampler, "func", None)):
+        for known in SAMPLERS.values():
+            if known.run is function:
+                return replace(known, run=sampler)
+    return Sampler(with_checked_steps(sampler))
 
 
 def with_checked_steps(sampler: Callable[..., Any]) -> Callable[..., Iterator[Step]]:

@@ -13,10 +13,12 @@ All tasks share these arguments; None means the model's own default.
     height, width    of the picture in pixels.
     steps       how many steps the sampler takes.
     guidance    a number (1 or less means off, but for samplers of CFG++, whose scale is an interpolation, 0 to 1); one
-                number per step; a function of sigma; or a function (network, cond, uncond) -> network.
-    sampler     a name in samplers.SAMPLERS, another program's for it, or a function of the samplers' convention.
-    schedule    a name in samplers.schedules.SCHEDULES; a list of sigmas with its end; or a function (levels, steps) ->
-                such a list.
+                such number per step, or a function of sigma that gives it; or a function (network, cond, uncond) ->
+                network. A function that can be called with one argument is one of sigma.
+    sampler     a name in samplers.SAMPLERS, another program's for it, or a function of the samplers' convention. One's
+                own gets exact levels and white noise; samplers.Sampler(function, ...) says otherwise.
+    schedule    a name in samplers.schedules.SCHEDULES; a list of sigmas with its end, whatever `steps` says; or a
+                function (levels, steps) -> such a list.
     options     keywords of the sampler, such as {"eta": 0.5}.
     seeds       one per picture, or one to count up from. Picture k takes all of its noise from seeds[k] alone.
     noise       a unit Gaussian (b 4 h w) to start from instead.
