@@ -65,15 +65,11 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> report.Results:
     """Compare each network, and print what was found as soon as it is known."""
-    sizes = dict(height=args.height, width=args.width, seed=args.seed)
-    dtype = DTYPES[args.dtype]
+    setting = cases.Setting(DTYPES[args.dtype], args.device, args.height, args.width, args.seed)
     if args.network:
-        found = cases.random_cases(args.network, dtype, args.device, **sizes)
+        found = cases.random_cases(args.network, setting)
     else:
-        source = args.model or weights.MINIATURE
-        found = cases.model_cases(
-            source, args.parts, dtype, args.device, variant=args.variant, prompt=args.prompt, **sizes
-        )
+        found = cases.model_cases(args.model or weights.MINIATURE, args.parts, setting, args.variant, args.prompt)
     results = {}
     for case in found:
         expected = expect(case, partial(tqdm, desc=case.name, disable=None, leave=False))

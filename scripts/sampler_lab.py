@@ -26,7 +26,7 @@ from lab.measure import Problem, choose_levels, exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
-from samplers import SAMPLERS, find
+from samplers import INTERPOLATED, SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
 
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def mixture_problem(args: argparse.Namespace) -> Problem:
+def make_mixture_problem(args: argparse.Namespace) -> Problem:
     """Points (1 2 1 n) of a mixture of five Gaussians in the plane."""
     generator = torch.Generator().manual_seed(args.seed)
     count = args.count or 2000
@@ -64,7 +64,7 @@ def mixture_problem(args: argparse.Namespace) -> Problem:
     return Problem(FIVE.denoise, noise_table(), noise, [args.seed], what, samples, floor)
 
 
-def model_problem(args: argparse.Namespace) -> Problem:
+def make_model_problem(args: argparse.Namespace) -> Problem:
     """Latents of a model for one prompt, a picture for each seed."""
     model = weights.load(args.model or weights.MINIATURE, dtype=DTYPES[args.dtype], device=args.device)
     facts = model.facts
@@ -86,7 +86,7 @@ def model_problem(args: argparse.Namespace) -> Problem:
     return Problem(denoise, model.levels, noise, seeds, what, picture=model.to_image)
 
 
-def study(args: argparse.Namespace, problem: Problem) -> Study:
+def run_study(args: argparse.Namespace, problem: Problem) -> Study:
     """Run every sampler on every schedule with every count of steps."""
     samplers = list(dict.fromkeys(find(name) for name in args.samplers))
     schedules = list(dict.fromkeys(args.schedules))
@@ -104,16 +104,24 @@ def study(args: argparse.Namespace, problem: Problem) -> Study:
     return found
 
 
-def experiment(args: argparse.Namespace, plt: Any) -> None:
-    """Sample, measure, and write the figures, the table and the page."""
-    pairs = [name for name in map(find, args.samplers) if SAMPLERS[name].interpolates]
-    if pairs and args.problem == "model":
+def refuse_interpolated(names: list[str]) -> None:
+    """Raises ValueError for samplers of CFG++: with guidance they follow no ODE, so there is no exact path."""
+    wrong = [name for name in names if SAMPLERS[find(name)].guidance == INTERPOLATED]
+    if wrong:
         raise ValueError(
-            f"{', '.join(pairs)}: CFG++ follows no path that an error could be measured from: leave it out, "
+            f"{', '.join(wrong)}: CFG++ follows no path that an error could be measured from: leave it out, "
             "or take the mixture, which has no guidance"
         )
-    problem = mixture_problem(args) if args.problem == "mixture" else model_problem(args)
-    found = study(args, problem)
+
+
+def experiment(args: argparse.Namespace, plt: Any) -> None:
+    """Sample, measure, and write the figures, the table and the page."""
+    if args.problem == "mixture":
+        problem = make_mixture_problem(args)
+    else:
+        refuse_interpolated(args.samplers)
+        problem = make_model_problem(args)
+    found = run_study(args, problem)
     args.out.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(plt, args.out, found)
     write_table(args.out, found.runs)

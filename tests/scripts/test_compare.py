@@ -33,7 +33,7 @@ def expected(kind: str, name: str, dtype: torch.dtype) -> tuple[Case, Expected]:
     if kind == "unet":
         context, pooled = randn(2, 7, ours.config.context_dim, seed=5).float(), randn(2, POOLED, seed=6).float()
         size = (8, 12) if name == "miniature" else (16, 24)  # at least 2 x 2 at the coarsest level
-        case = cases.unet_case(ours, reference, dtype, *size, context, pooled, generator)
+        case = cases.unet_case(ours, reference, dtype, size, cases.Text(context, pooled), generator)
     elif kind == "text":
         case = cases.text_case(name, ours, reference, dtype, token_ids(name))
     else:
