@@ -22,7 +22,7 @@ from tqdm import tqdm
 import weights
 from common import DTYPES, add_run_flags, fail, first_line, make_parser
 from lab.figures import Study, draw_figures
-from lab.measure import Problem, choose_levels, exact_path, sample
+from lab.measure import Problem, choose_levels, find_exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
@@ -31,7 +31,7 @@ from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--problem", choices=("mixture", "model"), default="mixture")
     parser.add_argument(
@@ -93,7 +93,9 @@ def run_study(args: argparse.Namespace, problem: Problem) -> Study:
     # Refuse wrong names before the first run
     for schedule, steps in product(schedules, args.steps):
         choose_levels(problem, schedule, steps)
-    exact = exact_path(problem, max(16, 2 * max(args.steps)) if problem.picture else 400)
+    # A network is slow, so its exact path is as fine as the finest run needs it to be
+    exact_steps = max(16, 2 * max(args.steps)) if problem.picture else 400
+    exact = find_exact_path(problem, exact_steps)
     found = Study(problem, samplers, schedules, args.steps, [], exact, {})
     work = list(product(samplers, schedules, args.steps))
     for name, schedule, steps in tqdm(work, unit="run", disable=None):
@@ -133,7 +135,7 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     usual = [5, 10, 20, 40, 80] if args.problem == "mixture" else [4, 8, 16]
     args.steps = sorted(set(args.steps or usual))
     if args.count is not None and args.count < 1:

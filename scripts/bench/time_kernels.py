@@ -127,7 +127,7 @@ def sweep(case: Case, kernel: str, bench: Bench, choose: Callable = candidates) 
         print(f"best: {times[best] * 1e3:.4f} ms  {best}; shipped: {times.get(shipped, math.nan) * 1e3:.4f} ms")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
     parser.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16"])
@@ -176,7 +176,7 @@ def write_table(args: argparse.Namespace, chosen: list[Case], bench: Bench, star
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     start = time.monotonic()
     if args.dry:
         bench = Bench("cpu", None, getattr(torch, args.dtype), rounds=1)

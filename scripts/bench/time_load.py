@@ -25,7 +25,7 @@ import torch
 LOADERS = ("ours", "ours, unchecked", "diffusers")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a single SDXL file in float16 (default: a random one is written)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -120,7 +120,7 @@ def table(runs: dict[str, list[dict]], size: int) -> str:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     if args.worker:
         return worker(*args.worker)
     import weights

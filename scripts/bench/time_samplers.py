@@ -161,7 +161,7 @@ def measure(sides: list[Run], rounds: int) -> list[float]:
     return [statistics.median(values) for values in seconds]
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="SAMPLER", help="of the rows, without what follows a comma")
     parser.add_argument("--size", type=int, default=128, help="height and width of the latents")
@@ -174,7 +174,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
 

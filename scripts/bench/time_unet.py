@@ -110,7 +110,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unet", choices=BLOCKS, default="sd15")
     parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
@@ -124,7 +124,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     rows = []
     for name in args.dtype:
         calls = make_calls(args, getattr(torch, name))

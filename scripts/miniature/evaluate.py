@@ -101,7 +101,7 @@ def write_comparison(path: Path, judgement: Judgement, pictures: np.ndarray) -> 
     Image.fromarray(grid).save(path)
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="build", type=Path, default=Path("build/miniature"))
     parser.add_argument("--model", type=Path, default=weights.MINIATURE)
@@ -114,7 +114,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     pictures = np.load(args.build / "pictures.npy", mmap_mode="r")
     training = TrainingSet(pictures, json.loads((args.build / "pictures.json").read_text()))
     model = weights.load(args.model)

@@ -27,6 +27,7 @@ from ldm.config import CLIPConfig, UNetConfig
 from ldm.tokenizer import Tokenizer
 from ldm.unet import UNet
 from progress import Progress, save
+from samplers.schedules import noise_table
 from workers import Workers, join_workers
 
 TEXT = CLIPConfig(layers=3, width=96, heads=3, hidden=384, quick_gelu=True, length=32)
@@ -43,7 +44,7 @@ UNET = UNetConfig(
 )
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
     parser.add_argument(
@@ -62,7 +63,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     workers = join_workers()
     data = read_data(args.out, args.emoji, workers)
     training = begin(args.lr, workers.device)
@@ -145,16 +146,25 @@ def initialize() -> Networks:
 
 
 def make_alphas() -> Tensor:
-    """alpha of every trained time (1000): what is left of the picture there."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return (1 - betas).cumprod(0).sqrt()
+    """alpha of every trained time (1000), what is left of the picture there: x = alpha x0 + sqrt(1 - alpha^2) noise.
+
+    A table of the package `samplers` has the noise level relative to the picture instead, sqrt(1 - alpha^2) / alpha.
+    """
+    levels = torch.tensor(noise_table().sigmas, dtype=torch.float64)
+    return (1 / (1 + levels**2).sqrt()).float()
 
 
 def v_loss(nets: Networks, batch: Batch, alpha: Tensor) -> Tensor:
-    """Mean squared error of the velocity alpha noise - sigma x0, per picture (b). alpha: (b 1 1 1)."""
+    """Mean squared error of the velocity v = alpha noise - sigma x0, per picture (b). alpha: (b 1 1 1).
+
+    This is the v that NoiseTable.scaling turns into a picture. It says x0 = c_in^2 y - level c_in v, where c_in is
+    alpha, level is sigma / alpha and y is x / alpha: that is x0 = alpha x - sigma v, which holds for this v, since
+    alpha^2 + sigma^2 = 1.
+    """
     sigma = (1 - alpha**2).sqrt()
+    x = alpha * batch.x0 + sigma * batch.noise
     v = alpha * batch.noise - sigma * batch.x0
-    out = nets(alpha * batch.x0 + sigma * batch.noise, batch.t, batch.ids)
+    out = nets(x, batch.t, batch.ids)
     return (out.float() - v).square().mean((1, 2, 3))
 
 

@@ -25,7 +25,7 @@ from progress import Progress, save
 CONFIG = VAEConfig(channels=(16, 32, 64, 96), layers=1, groups=1)  # one group: color survives the norms
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
     parser.add_argument("--minutes", type=float, default=13, help="time for both halves, all resumed runs together")
@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pictures = np.load(args.out / "pictures.npy", mmap_mode="r")
     training = begin(args.lr, device)

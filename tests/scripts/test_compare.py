@@ -272,7 +272,7 @@ def test_a_network_that_fails_is_located_too():
     rows, faults = found.rows, found.faults
     assert [(row.path, row.first_seen) for row in faults] == [("up_blocks.0", "")]  # before it calls another
     assert "RuntimeError" in faults[0].failure and "RuntimeError" in rows[0].failure
-    assert faults[0].error == float("inf") and "RuntimeError" in report.verdict("unet", found)
+    assert faults[0].error == float("inf") and "RuntimeError" in report.describe("unet", found)
     assert next(row for row in rows if row.path == "up_blocks.1").run_error is None  # the run did not get there
 
 

@@ -102,7 +102,7 @@ def test_the_exact_path_is_more_exact_than_heun():
     """Two runs, of 100 and 200 steps, are combined: what remains is far below the error of the finer one."""
     lab = runpy.run_path(str(SCRIPT), run_name="sampler_lab")
     problem = lab["make_mixture_problem"](argparse.Namespace(seed=0, count=200))
-    path, truth = lab["exact_path"](problem, 100), lab["exact_path"](problem, 800)
+    path, truth = lab["find_exact_path"](problem, 100), lab["find_exact_path"](problem, 800)
     assert [sigma for sigma, _ in path] == karras(problem.levels.sigma_min, problem.levels.sigma_max, 101)
     *_, fine = ode.heun(FIVE.denoise, path[0][1], karras(problem.levels.sigma_min, problem.levels.sigma_max, 201))
     error = lambda x: (x - truth[-1][1]).square().mean().sqrt().item()
