@@ -22,12 +22,9 @@ def write_page(folder: Path, study: Study, figures: Figures, about: str) -> Path
     rows = []
     for name, schedule in product(study.samplers, study.schedules):
         runs = select(study.runs, name, schedule)
-        cells = [
-            name,
-            schedule,
-            *(format_number(run.error, ".2e") for run in runs),
-            format_number(find_order(runs), ".1f"),
-        ]
+        cells = [name, schedule]
+        cells += [format_number(run.error, ".2e") for run in runs]
+        cells.append(format_number(find_order(runs), ".1f"))
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>")
     heads = "".join(f"<th>{n} steps" for n in study.steps)
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))

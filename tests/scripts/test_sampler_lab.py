@@ -201,6 +201,7 @@ def test_model(inside, tmp_path):
         (("--steps", 0), "error: 0 steps: choose 1 to 1000"),
         (("--count", 0), "error: --count: choose at least 1"),
         (("--problem", "model", "--model", "nowhere"), "error: nowhere"),
+        (("--problem", "model", "--samplers", "euler", "euler_cfg_pp"), "error: euler_cfg_pp: CFG++ follows no path"),
     ],
 )
 def test_mistakes_end_in_one_line(inside, capsys, tmp_path, flags, message):
