@@ -5,9 +5,13 @@ context (b m d) are the text tokens that the UNet attends to; vector (b e) is wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from samplers.options import show
 
 from . import ops
 from .clip import TextFeatures
@@ -56,7 +60,7 @@ def encode(model: Model, prompts: Sequence[str | None] | Conditioning, sizes: Si
     """Condition on one prompt per picture. None stands for "no prompt": the published empty conditioning. What is a
     Conditioning already stays as it is. Raises FloatingPointError if the text encoder produces NaN or infinity."""
     if isinstance(prompts, Conditioning):
-        return prompts
+        return check_conditioning(prompts)
     facts = model.facts
     features = []
     for tower, pad_id in zip(model.texts.values(), facts.pad_ids):
@@ -68,6 +72,29 @@ def encode(model: Model, prompts: Sequence[str | None] | Conditioning, sizes: Si
         given = torch.tensor([prompt is not None for prompt in prompts], device=cond.context.device)
         return with_zeros(cond.context, cond.vector, given, features[-1].pooled.shape[1])
     return cond
+
+
+def check_conditioning(cond: Conditioning) -> Conditioning:
+    """The same. Raises ValueError if its parts do not fit together; how wide they must be the network knows."""
+    vector = cond.vector
+    if cond.context.ndim != 3 or (vector is not None and (vector.ndim != 2 or len(vector) != len(cond.context))):
+        shapes = f"context {tuple(cond.context.shape)}"
+        if vector is not None:
+            shapes += f" and vector {tuple(vector.shape)}"
+        raise ValueError(f"Conditioning with {shapes}: (b m d) and (b e) of the same b are expected")
+    return cond
+
+
+def as_sizes(name: str, sizes: Any) -> Sizes:
+    """Sizes. Raises TypeError, which names the argument, for anything but Sizes of whole numbers."""
+    wanted = "Sizes(original=(height, width), target=(height, width), crop=(top, left)) is expected, in whole pixels"
+    if not isinstance(sizes, Sizes):
+        raise TypeError(f"{name} {show(sizes)}: {wanted}")
+    for pair in (sizes.original, sizes.target, sizes.crop):
+        whole = isinstance(pair, Sequence) and all(isinstance(number, Integral) for number in pair)
+        if not whole or len(pair) != 2 or not isinstance(sizes.aesthetic, Real):
+            raise TypeError(f"{name} {show(sizes)}: {wanted}")
+    return sizes
 
 
 def sd(features: list[TextFeatures], sizes: Sizes, vector_dim: int) -> Conditioning:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from samplers.basics import Denoiser, Guided, Network, Streams
+from samplers.options import show
 from samplers.step import Step
 
 from .model import Model
@@ -14,7 +15,7 @@ from .ops import check_finite
 from .plan import Plan
 from .vae import decode_latents
 
-Watch = Callable[[Step], Any]
+Watch = Callable[[Step], Any]  # called after each step; a tensor that it returns takes the place of step.x
 
 
 def start(run: Plan, streams: Streams, noise: Tensor | None = None) -> Tensor:
@@ -25,7 +26,9 @@ def start(run: Plan, streams: Streams, noise: Tensor | None = None) -> Tensor:
 
 def given_noise(noise: Tensor, like: Tensor) -> Tensor:
     """The caller's noise on the device of `like`; float64 if it is, else float32, for samplers keep their state so."""
-    if not isinstance(noise, Tensor) or noise.shape != like.shape:
+    if not isinstance(noise, Tensor) or not noise.is_floating_point():
+        raise TypeError(f"noise of {kind_of(noise)}: a tensor of floats {tuple(like.shape)} is expected")
+    if noise.shape != like.shape:
         raise ValueError(f"noise of {kind_of(noise)}: these pictures need {tuple(like.shape)}")
     return noise.to(like.device, torch.promote_types(noise.dtype, torch.float32))
 
@@ -34,14 +37,13 @@ def given_noise(noise: Tensor, like: Tensor) -> Tensor:
 def draw(model: Model, network: Network | Guided, x: Tensor, run: Plan, streams: Streams,
          watch: Watch | None = None, decode: bool = True) -> Tensor:  # fmt: skip
     """Run the sampler from x: the picture (b 3 f*h f*w) in [-1, 1], or without `decode` the final latents (b 4 h w).
-    watch is called after each step; a tensor that it returns takes the place of step.x. Raises FloatingPointError if
-    the UNet or the decoder produces NaN or infinity."""
+    Raises FloatingPointError if the UNet or the decoder produces NaN or infinity."""
     denoise = Denoiser(network, run.levels, model.facts.prediction, run.times)
     noise = run.sampler.noise(streams, run.sigmas)
     for step in run.sampler.run(denoise, x, run.sigmas, noise, **run.options):
         x = step.x
-        if watch:
-            put_in_place(x, watch(step))
+        if watch is not None:
+            let_watch(watch, step)
     check_finite(x, "the UNet")
     latents = x / (1 + run.sigmas[-1] ** 2) ** 0.5  # to unit variance where the sampler ends above 0
     if not decode:
@@ -51,15 +53,19 @@ def draw(model: Model, network: Network | Guided, x: Tensor, run: Plan, streams:
     return image.clamp(-1, 1)
 
 
-def put_in_place(x: Tensor, new: Any) -> None:
-    """Write what `watch` returned into x, which the sampler goes on from. None and truth values mean nothing, for that
-    is what progress bars return."""
+def let_watch(watch: Watch, step: Step) -> None:
+    """Call `watch` and write the tensor that it returns into step.x, which the sampler goes on from. None and truth
+    values mean nothing, for that is what progress bars return."""
+    if not callable(watch):
+        raise TypeError(f"watch {show(watch)}: a function of a Step is expected")
+    new = watch(step)
     if new is None or isinstance(new, bool):
         return
-    if not isinstance(new, Tensor) or new.shape != x.shape:
-        raise TypeError(f"watch returned a value of {kind_of(new)}: None or a tensor {tuple(x.shape)} is expected")
-    x.copy_(new)
+    if not isinstance(new, Tensor) or new.shape != step.x.shape or not new.is_floating_point():
+        expected = f"None or a tensor of floats {tuple(step.x.shape)} is expected"
+        raise TypeError(f"watch returned a value of {kind_of(new)}: {expected}")
+    step.x.copy_(new.clone())  # it may be another view of the same memory
 
 
 def kind_of(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+    return f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"

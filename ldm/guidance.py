@@ -5,7 +5,6 @@ output, or one whose strength depends on sigma (samplers.basics.Guided). Outputs
 """
 
 from collections.abc import Callable, Sequence
-from inspect import signature
 from math import inf, isfinite
 from numbers import Real
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samplers.basics import Guided, Network
+from samplers.options import as_number, as_numbers, show, takes
 
 from .conditioning import Conditioning
 
@@ -56,54 +56,90 @@ class ClassifierFree:
 def classifier_free(
     network: UNetLike, cond: Conditioning, uncond: Conditioning, scale: float | Scale
 ) -> ClassifierFree:
-    """Classifier-free guidance of a constant strength, or of one that is a function of sigma."""
-    if isinstance(scale, int | float):
-        return ClassifierFree(network, cond, uncond, lambda sigma: scale)
-    return ClassifierFree(network, cond, uncond, scale)
+    """Classifier-free guidance of a constant strength, or of one that is a function of sigma. Raises TypeError for
+    anything else."""
+    return ClassifierFree(network, cond, uncond, as_scale(scale))
+
+
+def as_scale(scale: Any) -> Scale:
+    """A function of sigma, also of a number. Raises TypeError for anything else."""
+    if callable(scale):
+        return scale
+    number = as_number(scale)
+    return lambda sigma: number
 
 
 def guide(network: UNetLike, cond: Conditioning, uncond: Conditioning, guidance: Guidance,
           sigmas: Sequence[float], off: float = 1.0) -> Network | Guided:  # fmt: skip
     """The network with its guidance: a number, which means none if it is at most `off`, or what `guide_by` takes."""
-    if not isinstance(guidance, Real) or not isfinite(guidance):
-        return guide_by(network, cond, uncond, guidance, sigmas)
+    if isinstance(guidance, bool) or not isinstance(guidance, Real) or not isfinite(guidance):
+        return guide_by(network, cond, uncond, guidance, sigmas, off)
     if guidance <= off:
         return condition(network, cond)
     return ClassifierFree(network, cond, uncond, lambda sigma: float(guidance))
 
 
+WANTED = "give a number, one number per step, a function of sigma, or one of (network, cond, uncond)"
+
+
 def guide_by(
-    network: UNetLike, cond: Conditioning, uncond: Conditioning, guidance: Any, sigmas: Sequence[float]
+    network: UNetLike, cond: Conditioning, uncond: Conditioning, guidance: Any, sigmas: Sequence[float], off: float
 ) -> Network | Guided:
     """The network with guidance that is one number for each step between the sigmas; a function of sigma; or a function
     (network, cond, uncond) -> network. Raises TypeError or ValueError, which name the argument, for anything else."""
+    if isinstance(guidance, bool):
+        raise TypeError(f"guidance {guidance}: {WANTED}")
     if isinstance(guidance, Real):
-        raise ValueError(f"guidance {guidance}: must be a number; 1 or less means off")
+        raise ValueError(f"guidance {guidance}: must be a number that is finite")
+    # A tensor or an array without axes is one number.
+    if getattr(guidance, "ndim", None) == 0 and not isinstance(guidance, str | bytes):
+        return guide(network, cond, uncond, guidance.item(), sigmas, off)
     if not callable(guidance):
-        return ClassifierFree(network, cond, uncond, one_per_step(guidance, sigmas))
-    if takes(guidance, 3):
-        return guidance(network, cond, uncond)
-    return ClassifierFree(network, cond, uncond, guidance)
+        scale = one_per_step(guidance, sigmas)
+    elif takes(guidance, 1):
+        scale = guidance
+    elif takes(guidance, 3):
+        return checked_network(guidance, guidance(network, cond, uncond))
+    else:
+        raise TypeError(f"guidance {show(guidance)}: {WANTED}")
+    return ClassifierFree(network, cond, uncond, checked_scale(guidance, scale, off))
 
 
-def takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function can be called with so many arguments."""
-    try:
-        signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    return True
+def checked_network(guidance: Make, made: Any) -> Network | Guided:
+    """What the function made. Raises TypeError if that cannot run."""
+    if not callable(made) and not callable(getattr(made, "at", None)):
+        raise TypeError(f"guidance {show(guidance)} made {show(made)}: a network (x, t) -> output is expected")
+    return made
+
+
+def checked_scale(guidance: Any, scale: Scale, off: float) -> Scale:
+    """The function, whose values mean what a number for the whole run means: at most `off` is no guidance, a scale of
+    1. Raises TypeError or ValueError for a value that is no number."""
+
+    def checked(sigma: float) -> float:
+        found = scale(sigma)
+        try:
+            value = as_number(found)
+        except TypeError:
+            expected = "a number is expected; a function that makes a network names its three arguments"
+            raise TypeError(f"guidance {show(guidance)} gave {show(found)} at sigma {sigma:g}: {expected}") from None
+        if not isfinite(value):
+            raise ValueError(f"guidance {show(guidance)} gave {value} at sigma {sigma:g}: must be finite")
+        return value if value > off else 1.0
+
+    return checked
 
 
 def one_per_step(guidance: Any, sigmas: Sequence[float]) -> Scale:
     """A function of sigma from one number per step: that of the step which begins at the level or passes it."""
-    wanted = "give a number, one number per step, a function of sigma, or one of (network, cond, uncond)"
     try:
-        scales = [float(scale) for scale in guidance]
-    except (TypeError, ValueError):
-        raise TypeError(f"guidance {guidance!r}: {wanted}") from None
-    if len(scales) != len(sigmas) - 1 or not all(map(isfinite, scales)):
-        raise ValueError(f"guidance {guidance!r}: {len(sigmas) - 1} steps take as many numbers; {wanted}")
+        scales = as_numbers(guidance)
+    except TypeError:
+        raise TypeError(f"guidance {show(guidance)}: {WANTED}") from None
+    if len(scales) != len(sigmas) - 1:
+        raise ValueError(f"guidance {show(guidance)}: {len(sigmas) - 1} steps take as many numbers; {WANTED}")
+    if not all(map(isfinite, scales)):
+        raise ValueError(f"guidance {show(guidance)}: every number must be finite")
     starts = [*sigmas[1:-1], -inf]  # the level at which each step but the first begins
 
     def scale(sigma: float) -> float:

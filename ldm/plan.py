@@ -1,15 +1,19 @@
 """A plan: which noise levels a run visits, with which sampler. It is made before anything is drawn."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from operator import index
 from typing import Any, TypedDict
 
+from torch import Tensor
+
 from samplers import SAMPLERS, Sampler, find
-from samplers.basics import Levels
-from samplers.options import check_options
+from samplers.basics import Denoise, Levels
+from samplers.options import check_options, has_room_for, show
 from samplers.schedules.cut import start_at_strength
 from samplers.schedules.levels import Choice, choose, start_std
+from samplers.step import Noise, Step
 
 from .config import ModelConfig
 from .model import Model
@@ -47,10 +51,9 @@ def plan(
     start = start_std(sigmas[0], schedule, chosen.convention)
     if strength != 1:
         sigmas = start_at_strength(sigmas, strength)
-    if options:
+    if options is not None:
         check_options(chosen.run, options)
-    guidance = facts.guidance / chosen.guidance.divisor
-    return Plan(model.levels, sigmas, times, chosen, options or {}, start, guidance)
+    return Plan(model.levels, sigmas, times, chosen, options or {}, start, facts.guidance / chosen.guidance.divisor)
 
 
 def find_sampler(sampler: SamplerChoice) -> Sampler:
@@ -61,11 +64,28 @@ def find_sampler(sampler: SamplerChoice) -> Sampler:
 
 
 def as_sampler(sampler: Sampler | Callable[..., Any]) -> Sampler:
+    """A Sampler of a function. Raises TypeError, which names the argument, for what cannot be one."""
     if isinstance(sampler, Sampler):
         return sampler
-    if callable(sampler):
-        return Sampler(sampler)
-    raise TypeError(f"sampler {sampler!r}: give a name, or a function (denoise, x, sigmas, noise, **options)")
+    if callable(sampler) and has_room_for(sampler, 4):
+        return Sampler(with_checked_steps(sampler))
+    raise TypeError(f"sampler {show(sampler)}: give a name, or a function (denoise, x, sigmas, noise, **options)")
+
+
+def with_checked_steps(sampler: Callable[..., Any]) -> Callable[..., Iterator[Step]]:
+    """The same sampler, with a TypeError that names it for what is no Step."""
+
+    @wraps(sampler)
+    def run(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise, **options: Any) -> Iterator[Step]:
+        steps = sampler(denoise, x, sigmas, noise, **options)
+        if not isinstance(steps, Iterable) or isinstance(steps, Tensor):
+            raise TypeError(f"sampler {show(sampler)} returned {show(steps)}: a generator of Steps is expected")
+        for step in steps:
+            if not isinstance(getattr(step, "x", None), Tensor):
+                raise TypeError(f"sampler {show(sampler)} yielded {show(step)}: a samplers.Step is expected")
+            yield step
+
+    return run
 
 
 class Defaults(TypedDict):
@@ -101,4 +121,4 @@ def as_int(name: str, value: Any) -> int:
     try:
         return index(value)
     except TypeError:
-        raise TypeError(f"{name} {value!r}: a whole number is expected") from None
+        raise TypeError(f"{name} {show(value)}: a whole number is expected") from None

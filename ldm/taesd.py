@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     def __init__(self, cfg: TinyVAEConfig):
         super().__init__()
         c = cfg.channels
-        layers = []
+        layers: list[nn.Module] = []
         for level, count in enumerate(cfg.blocks):
             layers.append(conv(c, c, stride=2, bias=False) if level else conv(cfg.image_channels, c))
             layers += [Block(c) for _ in range(count)]
@@ -45,10 +45,11 @@ class Decoder(nn.Module):
     def __init__(self, cfg: TinyVAEConfig):
         super().__init__()
         c = cfg.channels
-        layers = [conv(cfg.latent_channels, c), nn.ReLU()]
+        layers: list[nn.Module] = [conv(cfg.latent_channels, c), nn.ReLU()]
         for level, count in reversed(list(enumerate(cfg.blocks))):
             layers += [Block(c) for _ in range(count)]
-            layers += [nn.Upsample(scale_factor=2, mode="nearest"), conv(c, c, bias=False)] if level else []
+            if level:
+                layers += [nn.Upsample(scale_factor=2, mode="nearest"), conv(c, c, bias=False)]
         self.layers = nn.Sequential(*layers, conv(c, cfg.image_channels))
 
     def forward(self, z: Tensor) -> Tensor:

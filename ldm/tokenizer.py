@@ -62,7 +62,7 @@ def read_merges() -> list[str]:
     """The pairs "left right" in the order in which they are joined. FileNotFoundError without open_clip_torch."""
     try:
         path = metadata.distribution("open_clip_torch").locate_file("open_clip/bpe_simple_vocab_16e6.txt.gz")
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(str(path), "rt", encoding="utf-8") as file:
             return [line.rstrip("\n") for line in islice(file, 1, 1 + MERGES)]
     except (metadata.PackageNotFoundError, FileNotFoundError):
         raise FileNotFoundError(
@@ -124,7 +124,7 @@ class Tokenizer:
         new = copy.copy(self)
         new.added = self.added | {name: list(range(len(self.symbols), len(self.symbols) + count))}
         shown = [name, *(f"{name}_{i}" for i in range(1, count))]
-        new.symbols = self.symbols + ["".join(map(self.of_byte.get, text.encode())) + "</w>" for text in shown]
+        new.symbols = self.symbols + ["".join(self.of_byte[byte] for byte in text.encode()) + "</w>" for text in shown]
         return new
 
     def __call__(self, texts: list[str], pad_id: int = EOT) -> Tokens:
@@ -132,7 +132,8 @@ class Tokenizer:
         SDXL's first tower, 0 for SD2 and SDXL's second."""
         if isinstance(texts, str):
             raise TypeError("the tokenizer takes a list of texts, not one str")
-        rows, room = [self.encode(text, pad_id) for text in texts], self.length - 2
+        rows = [self.encode(text, pad_id) for text in texts]
+        room = self.length - 2  # beside BOS and EOT
         ids = torch.full((len(rows), self.length), pad_id)
         for i, row in enumerate(rows):
             kept = [BOS, *row[:room], EOT]
@@ -172,4 +173,6 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, its words separated by single spaces; special tokens appear by name."""
         words = "".join(self.symbols[i] for i in ids).split("</w>")
-        return " ".join(bytes(map(self.to_byte.get, word)).decode(errors="replace") for word in words).removesuffix(" ")
+        return " ".join(
+            bytes(self.to_byte[symbol] for symbol in word).decode(errors="replace") for word in words
+        ).removesuffix(" ")

@@ -101,8 +101,8 @@ class TokenConv(nn.Conv2d):
     def __init__(self, c_in: int, c_out: int):
         super().__init__(c_in, c_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 class Transformer(nn.Module):
@@ -131,7 +131,7 @@ class NoTransformer(nn.Module):
         return x
 
 
-def transformers(cfg: UNetConfig, level: int, count: int) -> nn.ModuleList:
+def attention_layers(cfg: UNetConfig, level: int, count: int) -> nn.ModuleList:
     """The attention parts of one level, one for each of its `count` resnets."""
     if not cfg.depth[level]:
         return nn.ModuleList([NoTransformer() for _ in range(count)])
@@ -167,7 +167,7 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(
             [Resnet(c_in if i == 0 else c_out, c_out, emb_dim, cfg.groups) for i in range(cfg.layers)]
         )
-        self.attentions = transformers(cfg, level, cfg.layers)
+        self.attentions = attention_layers(cfg, level, cfg.layers)
         last = level == len(cfg.channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(c_out)])
 
@@ -197,11 +197,13 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     def __init__(self, cfg: UNetConfig, level: int, emb_dim: int):
         super().__init__()
-        here, finer, last = cfg.channels[level], cfg.channels[max(level - 1, 0)], len(cfg.channels) - 1
+        here = cfg.channels[level]
+        finer = cfg.channels[max(level - 1, 0)]
+        last = len(cfg.channels) - 1
         inputs = [cfg.channels[min(level + 1, last)]] + [here] * cfg.layers
         skips = [here] * cfg.layers + [finer]  # channels of the skips, in the order they are taken
         self.resnets = nn.ModuleList([Resnet(c + skip, here, emb_dim, cfg.groups) for c, skip in zip(inputs, skips)])
-        self.attentions = transformers(cfg, level, cfg.layers + 1)
+        self.attentions = attention_layers(cfg, level, cfg.layers + 1)
         self.upsamplers = nn.ModuleList([Upsample(here)] if level else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:

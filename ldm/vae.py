@@ -114,7 +114,8 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
-        c, last = cfg.channels, len(cfg.channels) - 1
+        c = cfg.channels
+        last = len(c) - 1
         self.conv_in = nn.Conv2d(cfg.image_channels, c[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             [Level(c[max(i - 1, 0)], c[i], cfg.layers, cfg.groups, down=i < last) for i in range(len(c))]
@@ -134,7 +135,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
-        c, last = cfg.channels[::-1], len(cfg.channels) - 1
+        c = cfg.channels[::-1]
+        last = len(c) - 1
         self.conv_in = nn.Conv2d(cfg.latent_channels, c[0], 3, padding=1)
         self.mid_block = MidBlock(c[0], cfg.groups)
         self.up_blocks = nn.ModuleList(

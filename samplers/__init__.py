@@ -196,8 +196,10 @@ def plain(name: str) -> str:
 def find(name: str) -> str:
     """The name in SAMPLERS of a sampler by any name that diffusers, A1111, ComfyUI or k-diffusion has for it.
 
-    Raises ValueError, in one line that lists what comes near.
+    Raises ValueError, in one line that lists what comes near; TypeError for what is no name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"sampler {name!r}: a name is expected")
     known = {}
     for key, sampler in SAMPLERS.items():
         for other in (sampler.label or key, *sampler.names, key):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log, sqrt
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -129,7 +129,8 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         at = getattr(self.network, "at", None)  # an isinstance of Guided takes as long as a small sampler's step
-        return self.estimate(at(sigma) if at else self.network, x, sigma)
+        network: Any = at(sigma) if at else self.network
+        return self.estimate(network, x, sigma)
 
     def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The estimates with guidance and without the prompt, as CFG++ needs them. A network without guidance makes
@@ -144,7 +145,7 @@ class Denoiser:
         c_skip, c_out, c_in = self.levels.scaling(sigma, self.prediction)
         t = self.times[sigma] if sigma in self.times else self.levels.t(sigma)
         out = network(x * c_in, t).to(x.dtype)
-        return c_skip * x + c_out * out
+        return (c_skip * x).add(out, alpha=c_out)
 
 
 def denoiser(

@@ -20,7 +20,7 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, tab
         t = 10 * table.t(sigma)  # the scale of time that the networks were trained with, beside a deviation of 1/2
         share = 1 / 4 / (t**2 + 1 / 4)
         x0 = denoise(x, sigma) * sqrt(1 - share) + x * (share / sqrt(1 + sigma**2))
-        x = renoise(x0, sigma_next, noise, sigma, sigma_next)
+        x = renoise(x0.clone(), sigma_next, noise, sigma, sigma_next)  # the caller may change x or x0
         yield Step(i, sigma, x, x0)
 
 

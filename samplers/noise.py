@@ -1,8 +1,9 @@
 """Random numbers that belong to pictures, not to batches: one stream or one Brownian path each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from numpy.random import SeedSequence
@@ -50,6 +51,15 @@ class BrownianTree:
         return (increment * (1 if sigma < sigma_next else -1) / sqrt(b - a)).to(self.device)
 
 
+class Node(NamedTuple):
+    """A part of the range: what the path gains over it, and its place in the tree, (number from the left, depth)."""
+
+    left: float
+    right: float
+    gain: Tensor
+    place: tuple[int, int]
+
+
 class BrownianPath:
     """A Brownian motion of which every point can be asked for, in any order.
 
@@ -59,46 +69,52 @@ class BrownianPath:
     """
 
     def __init__(self, seed: int, shape: Sequence[int], start: float, end: float):
-        self.seed, self.shape = seed, tuple(shape)
-        self.start, self.end = round(start, 6), round(end, 6)
+        self.seed = seed
+        self.shape = tuple(shape)
         self.generator = torch.Generator()
-        self.whole = self.draw() * sqrt(end - start)
-        self.kept, self.used = {}, {}  # gains of left halves in the previous query and in this one
+        gain = self.draw() * sqrt(end - start)
+        self.whole = Node(round(start, 6), round(end, 6), gain, place=(0, 0))
+        # Gains of left halves in the previous query and in this one.
+        self.known: dict[tuple[int, int], Tensor] = {}
+        self.used: dict[tuple[int, int], Tensor] = {}
 
     def increment(self, a: float, b: float) -> Tensor:
-        """W(b) - W(a) for a < b."""
-        a, b = round(a, 6), round(b, 6)
-        if not self.start <= a < b <= self.end:
-            raise ValueError(f"noise between {a} and {b}: choose two levels from {self.start} to {self.end}")
-        self.kept, self.used = self.used, {}
-        gains = []
-        self.cover(a, b, self.start, self.end, self.whole, key=0, depth=0, gains=gains)
-        return reduce(torch.add, gains)
+        """W(b) - W(a) for a < b. Raises ValueError outside the range."""
+        a = round(a, 6)
+        b = round(b, 6)
+        low = self.whole.left
+        high = self.whole.right
+        if not low <= a < b <= high:
+            raise ValueError(f"noise between {a} and {b}: choose two levels from {low} to {high}")
+        self.known = self.used
+        self.used = {}
+        return reduce(torch.add, self.cover(a, b, self.whole))
 
-    def cover(
-        self, a: float, b: float, left: float, right: float, gain: Tensor, key: int, depth: int, gains: list[Tensor]
-    ) -> None:
-        """Append the gains of the largest nodes of the tree that make up [a, b], from left to right."""
-        if (a, b) == (left, right):
-            gains.append(gain)
+    def cover(self, a: float, b: float, node: Node) -> Iterator[Tensor]:
+        """The gains of the largest nodes of the tree that make up [a, b], from left to right."""
+        if (a, b) == (node.left, node.right):
+            yield node.gain
             return
-        middle = round((left + right) / 2, 6)
-        left_gain = self.bridge(left, middle, right, gain, key, depth)
+        middle = round((node.left + node.right) / 2, 6)
+        key, depth = node.place
+        gain = self.bridge(node, middle)
         if a < middle:
-            self.cover(a, min(b, middle), left, middle, left_gain, 2 * key, depth + 1, gains)
+            yield from self.cover(a, min(b, middle), Node(node.left, middle, gain, (2 * key, depth + 1)))
         if b > middle:
-            self.cover(max(a, middle), b, middle, right, gain - left_gain, 2 * key + 1, depth + 1, gains)
+            right = Node(middle, node.right, node.gain - gain, (2 * key + 1, depth + 1))
+            yield from self.cover(max(a, middle), b, right)
 
-    def bridge(self, left: float, middle: float, right: float, gain: Tensor, key: int, depth: int) -> Tensor:
+    def bridge(self, node: Node, middle: float) -> Tensor:
         """What the left half gains: its share of the whole, and noise that vanishes at both ends."""
-        node = key, depth
-        if node not in self.kept:
-            share, rest, reciprocal = middle - left, right - middle, 1 / (right - left)
-            noise = self.draw(spawn_key=node).mul_(sqrt(share * rest * reciprocal))
-            self.kept[node] = noise.add_((share * gain).mul_(reciprocal))
-        self.used[node] = self.kept[node]
-        return self.used[node]
+        if node.place not in self.known:
+            share = middle - node.left
+            rest = node.right - middle
+            reciprocal = 1 / (node.right - node.left)
+            noise = self.draw(node.place).mul_(sqrt(share * rest * reciprocal))
+            self.known[node.place] = noise.add_((share * node.gain).mul_(reciprocal))
+        self.used[node.place] = self.known[node.place]
+        return self.used[node.place]
 
-    def draw(self, **place) -> Tensor:
-        seed = SeedSequence(self.seed, pool_size=24, **place).generate_state(1)[0]
+    def draw(self, place: tuple[int, int] | tuple[()] = ()) -> Tensor:
+        seed = SeedSequence(self.seed, spawn_key=place, pool_size=24).generate_state(1)[0]
         return torch.randn(self.shape, generator=self.generator.manual_seed(int(seed)), dtype=torch.float32)

@@ -45,7 +45,7 @@ def dpm_2_step(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float) -> 
     """(where the step ends, x0 at its start)."""
     x0 = denoise(x, sigma)
     if sigma_next == 0:
-        return x0, x0
+        return x0.clone(), x0  # the caller may change either
     middle = sqrt(sigma * sigma_next)
     y = x0.lerp(x, middle / sigma)
     return x.add(y - denoise(y, middle), alpha=(sigma_next - sigma) / middle), x0

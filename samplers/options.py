@@ -1,11 +1,11 @@
 """The options of a sampler, checked before it runs: the keywords of its function, by name, kind and range."""
 
-from collections.abc import Callable, Mapping
-from inspect import Parameter, signature
-from math import inf, isnan
-from numbers import Real
-from operator import index
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
+from inspect import Parameter, signature, unwrap
+from math import inf, isfinite, isnan
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from .step import churn
 
@@ -18,14 +18,34 @@ RANGES = {
     **dict.fromkeys(("r", "r1", "r2"), (1e-6, 1.0)),
     **dict.fromkeys(("rtol", "atol", "h_init", "accept_safety"), (1e-12, inf)),
 }
+MAY_BE_INFINITE = ("s_churn", "s_tmax", "short")
+KINDS = {
+    float: "a number",
+    int: "a whole number",
+    bool: "True or False",
+    str: "a name",
+    NoneType: "None",
+    Callable: "a function",
+    Sequence: "a list",
+}
 
 
 def options_of(sampler: Callable[..., Any]) -> dict[str, Any]:
     """The options of a sampler -> their defaults."""
-    parameters = signature(sampler).parameters.values()
-    found = {p.name: p.default for p in parameters if p.kind == Parameter.KEYWORD_ONLY}
+    return {name: parameter.default for name, parameter in parameters_of(sampler).items()}
+
+
+def parameters_of(sampler: Callable[..., Any]) -> dict[str, Parameter]:
+    """The options of a sampler by name: all that comes after denoise, x, sigmas and noise."""
+    found = {}
+    for place, parameter in enumerate(signature(sampler).parameters.values()):
+        follows = place >= 4 and parameter.kind == Parameter.POSITIONAL_OR_KEYWORD
+        if follows or parameter.kind == Parameter.KEYWORD_ONLY:
+            found[parameter.name] = parameter
     if hands_on(sampler) and not is_open(sampler):
-        found |= options_of(churn)
+        bound = getattr(unwrap(sampler), "keywords", {})  # of a partial, which its signature does not show
+        for name, parameter in parameters_of(churn).items():
+            found[name] = parameter.replace(default=bound.get(name, parameter.default))
     return found
 
 
@@ -36,38 +56,114 @@ def hands_on(sampler: Callable[..., Any]) -> bool:
 
 def is_open(sampler: Callable[..., Any]) -> bool:
     """A function of somebody's own that takes more options than it names: any may be right."""
-    return hands_on(sampler) and not getattr(sampler, "func", sampler).__module__.startswith("samplers.")
+    return hands_on(sampler) and not is_of_this_package(sampler)
+
+
+def is_of_this_package(sampler: Callable[..., Any]) -> bool:
+    inner = unwrap(sampler)
+    inner = getattr(inner, "func", inner)  # of a partial
+    return str(getattr(inner, "__module__", "")).startswith("samplers.")
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments and no more; yes for one that does not tell."""
+    try:
+        signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def has_room_for(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function takes so many arguments, and perhaps needs more; yes for one that does not tell."""
+    try:
+        signature(function).bind_partial(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def check_options(sampler: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that the sampler does not have or a number out of range, TypeError for a value of
-    another kind than the default."""
-    known = options_of(sampler)
+    another kind. The numbers of somebody's own sampler may be any."""
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options {show(options)}: names with values are expected, such as {{'eta': 0.5}}")
+    known = parameters_of(sampler)
     for name, value in options.items():
-        if name not in known and not is_open(sampler):
+        if name in known:
+            check_kind(name, value, kinds_of(known[name]))
+        elif not is_open(sampler):
             raise ValueError(f"option {name!r}: this sampler has no such option: {list_options(known)}")
-        check_kind(name, value, known.get(name))
-        low, high = RANGES.get(name, (-inf, inf))
-        if isinstance(value, Real) and not low <= value <= high:
-            raise ValueError(f"option {name}={value}: must be from {low:g} to {high:g}")
+        if is_of_this_package(sampler) and isinstance(value, Real):
+            check_range(name, value)
 
 
-def check_kind(name: str, value: Any, default: Any) -> None:
-    """Functions and None pass wherever they come: the sampler knows what to do with them."""
-    if callable(value) or value is None or isinstance(value, type(default)):
-        return
-    if isinstance(value, Real) and isnan(value):
-        raise ValueError(f"option {name}={value}: must be a number")
-    if isinstance(default, int) and not isinstance(default, bool):
-        try:
-            index(value)
-        except TypeError:
-            raise TypeError(f"option {name}={value!r}: a whole number is expected") from None
-    elif isinstance(default, float) and not isinstance(value, Real):
-        raise TypeError(f"option {name}={value!r}: a number is expected")
-    elif isinstance(default, bool | str):
-        raise TypeError(f"option {name}={value!r}: a value like {default!r} is expected")
+def kinds_of(parameter: Parameter) -> tuple[Any, ...]:
+    """The kinds of value that an option may have, by its type or else by its default; none if any may be right."""
+    kind = parameter.annotation
+    if get_origin(kind) in (Union, UnionType):
+        return get_args(kind)
+    if kind is not Parameter.empty and not isinstance(kind, str):
+        return (kind,)
+    kind = type(parameter.default)
+    if kind is int:
+        return (float,)
+    return (kind,) if kind in (float, bool, str) else ()
+
+
+def check_kind(name: str, value: Any, kinds: Sequence[Any]) -> None:
+    if kinds and not any(is_of_kind(value, kind) for kind in kinds):
+        words = [KINDS.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind))) for kind in kinds]
+        raise TypeError(f"option {name}={show(value)}: {' or '.join(words)} is expected")
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+    kind = get_origin(kind) or kind
+    if kind is Callable:
+        return callable(value)
+    if kind is float or kind is int:
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
+    if kind is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def check_range(name: str, value: Real) -> None:
+    number = float(value)
+    if isnan(number) or not (isfinite(number) or name in MAY_BE_INFINITE):
+        raise ValueError(f"option {name}={value}: must be a finite number")
+    low, high = RANGES.get(name, (-inf, inf))
+    if not low <= number <= high:
+        raise ValueError(f"option {name}={value}: must be from {low:g} to {high:g}")
 
 
 def list_options(known: Mapping[str, Any]) -> str:
     return f"choose one of {', '.join(known)}" if known else "it has none"
+
+
+def as_numbers(values: Any) -> list[float]:
+    """Several numbers of any kind, in a list, an array, a tensor or a generator. Raises TypeError for anything else:
+    texts that spell numbers, and what has no order."""
+    if isinstance(values, str | bytes | Set | Mapping):
+        raise TypeError(f"{show(values)}: several numbers are expected")
+    return [as_number(value) for value in values]
+
+
+def as_number(value: Any) -> float:
+    """A number of any kind, a tensor with one element included. Raises TypeError for anything else, also for True."""
+    if isinstance(value, str | bytes | bool):
+        raise TypeError(f"{show(value)}: a number is expected")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # of numpy and torch for several elements, or none
+        raise TypeError(f"{show(value)}: a number is expected") from None
+
+
+def show(value: Any) -> str:
+    """A value for a message of one line, the middle of a long one left out."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:80]} ... {text[-30:]}"

@@ -5,7 +5,7 @@ both to correct the step and to predict the next one. The estimates are integrat
 one node more, u = 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf
 from typing import NamedTuple
@@ -41,11 +41,13 @@ def uni_pc(
 
 
 class Predicted(NamedTuple):
-    """A step as it was predicted: where it started, the noise that it added (None for none), and eta of its SDE."""
+    """A step as it was predicted: where it started, the noise that it added (None for none), eta of its SDE, and where
+    it ended."""
 
     start: Tensor
     noise: Tensor | None
     eta: float
+    end: Tensor
 
 
 def sa_solver(
@@ -69,35 +71,43 @@ def sa_solver(
     pece: estimate again after each correction, which doubles the evaluations.
     short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
     """
-    steps = len(sigmas) - 1
     x0s = []  # newest first
-    last = Predicted(x, None, 0.0)
+    last = Predicted(x, None, 0.0, x)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-
-        # Correct the step that led here, now that the estimate at its end is known.
-        count = min(corrector, remembered(sigmas, i))
-        if steps < short:
-            count = min(count, steps - i + 2)
-        if i > 0 and count > 0 and sigma < sigmas[i - 1]:
-            nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
-            x = weighted(exponential(sigmas[i - 1], sigma, nodes, last.eta, second), [last.start, x0, *x0s])
-            if last.noise is not None:
-                x = x.add_(last.noise)
+        count = corrector_estimates(sigmas, i, corrector, short)
+        if count > 0:
+            moved = x - last.end  # by the caller, who may have changed Step.x; else 0
+            x = correct(last, sigmas, i, [x0, *x0s], count, second).add_(moved)
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-
-        # Predict the next one.
         strength = tau if isinstance(tau, int | float) else tau(sigma)
-        last = Predicted(x, None, strength**2)
+        last = Predicted(x, None, strength**2, x)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
-        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [last.start, *x0s])
+        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [x, *x0s])
         if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
             drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
             last = last._replace(noise=drawn)
-            x.add_(drawn)
+            x = x.add_(drawn)
+        last = last._replace(end=x.clone())
         yield Step(i, sigma, x, x0)
+
+
+def corrector_estimates(sigmas: Sigmas, i: int, corrector: int, short: float) -> int:
+    """How many estimates correct the step that led to level i; 0 where there is none, or one of no length."""
+    if i == 0 or not sigmas[i] < sigmas[i - 1]:
+        return 0
+    steps = len(sigmas) - 1
+    count = min(corrector, remembered(sigmas, i))
+    return min(count, steps - i + 2) if steps < short else count
+
+
+def correct(last: Predicted, sigmas: Sigmas, i: int, x0s: Sequence[Tensor], count: int, second: str | Rule) -> Tensor:
+    """The step that led to level i once more, now that the estimate at its end, x0s[0], is known."""
+    nodes = [1.0, *past_nodes(sigmas, i - 1, count - 1)]
+    x = weighted(exponential(sigmas[i - 1], sigmas[i], nodes, last.eta, second), [last.start, *x0s])
+    return x if last.noise is None else x.add_(last.noise)
 
 
 def authors_tau(sigma: float) -> float:

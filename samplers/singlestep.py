@@ -32,11 +32,14 @@ def singlestep(
     """
     check_order(order, 3)
     start = x
+    end = x  # of the step before, as it was yielded
     top = sigmas[0]
     levels = []  # of this block, newest first, and the estimates there
     x0s = []
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
+        # What the caller added to Step.x grows with the level where it is carried back to the start of the block.
+        start = start.add(x - end, alpha=(top / sigma) ** (1 + eta))
         if i % order == 0 or sigma_next == 0:
             start = x
             top = sigma
@@ -51,6 +54,7 @@ def singlestep(
         rule = second if i % order == 1 else third
         x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *x0s])
         x = renoise(x, s_noise * noise_std(top, sigma_next, eta), noise, sigma, sigma_next)
+        end = x.clone()
         yield Step(i, sigma, x, x0)
 
 
@@ -111,30 +115,45 @@ def dpm_adaptive(
     check_order(order, 3, lowest=2)
     sigma = sigmas[0]
     bottom = min(sigma for sigma in sigmas if sigma > 0)
-    powers = [c / (1.5 if eta else order) for c in (pcoeff + icoeff + dcoeff, -pcoeff - 2 * dcoeff, dcoeff)]
-    h = h_init
+    control = PID(h_init, (pcoeff, icoeff, dcoeff), 1.5 if eta else order, accept_safety)
     accepted = x
-    agreements = []  # inverse errors of the accepted steps, newest first
     i = 0
     while log(sigma / bottom) > 1e-5:
         x0 = denoise(x, sigma)
-        taken = False
-        while not taken:
-            sigma_next = max(sigma * exp(-h), bottom)
+        while True:
+            sigma_next = max(sigma * exp(-control.h), bottom)
             sigma_down = max(ancestral(sigma, sigma_next, eta)[0], bottom)
             high, low = look_ahead(denoise, x, x0, sigma, sigma_down, order)
             tolerance = (rtol * torch.maximum(low.abs(), accepted.abs())).clamp(min=atol)
-            agreement = 1 / (((low - high) / tolerance).square().mean().sqrt().item() + 1e-8)
-            agreements = [agreement, *agreements[1:]] if agreements else [agreement] * 3
-            factor = 1 + atan(prod(a**p for a, p in zip(agreements, powers)) - 1)
-            h *= factor
-            taken = factor >= accept_safety
-        agreements = [agreement, *agreements[:2]]
+            if control.accepts(((low - high) / tolerance).square().mean().sqrt().item()):
+                break
         accepted = low
         x = renoise(high, s_noise * noise_above(sigma_down, sigma_next, eta), noise, sigma, sigma_next)
         yield Step(i, sigma, x, x0)
         sigma = sigma_next
         i += 1
+
+
+class PID:
+    """A controller of the length h of steps in lambda, by their errors; order: of the method, which sets its powers."""
+
+    def __init__(self, h: float, coefficients: tuple[float, float, float], order: float, safety: float):
+        p, i, d = coefficients
+        self.h = h
+        self.powers = [(p + i + d) / order, (-p - 2 * d) / order, d / order]
+        self.safety = safety
+        self.agreements: list[float] = []  # inverse errors, newest first
+
+    def accepts(self, error: float) -> bool:
+        """Change h by the error of a step; whether the step is taken."""
+        agreement = 1 / (error + 1e-8)
+        self.agreements = [agreement, *self.agreements[1:]] if self.agreements else [agreement] * 3
+        factor = 1 + atan(prod(a**power for a, power in zip(self.agreements, self.powers)) - 1)
+        self.h *= factor
+        if factor < self.safety:
+            return False
+        self.agreements = [agreement, *self.agreements[:2]]
+        return True
 
 
 def look_ahead(
@@ -187,7 +206,7 @@ def seeds_2(
             x = weighted(exponential(sigma, sigma_next, [0.0, r], eta, second), [x, x0, denoise(y, middle)])
             x = x + s_noise * sigma_next * path_noise(path, middle, sigma_next, eta, noise)
         else:
-            x = x0
+            x = x0.clone()  # the caller may change either
         yield Step(i, sigma, x, x0)
 
 
@@ -216,7 +235,7 @@ def seeds_3(
             x = weighted(exponential(sigma, sigma_next, [0.0, r2], eta), [x, x0, denoise(y, middle)])
             x = x + s_noise * sigma_next * path_noise(path, middle, sigma_next, eta, noise)
         else:
-            x = x0
+            x = x0.clone()
         yield Step(i, sigma, x, x0)
 
 

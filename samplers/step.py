@@ -11,7 +11,10 @@ Noise = Callable[[float, float], Tensor] | None  # (sigma, sigma_next) -> a unit
 
 
 class Step(NamedTuple):
-    """Step i left noise level sigma: x is the new noisy picture, x0 the clean estimate that led there (b c h w)."""
+    """Step i left noise level sigma: x is the new noisy picture, x0 the clean estimate that led there (b c h w).
+
+    Who runs a sampler may write into x before the next step: the sampler goes on from what it then holds.
+    """
 
     i: int
     sigma: float

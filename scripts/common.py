@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from typing import NoReturn
+from io import TextIOWrapper
+from typing import NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
@@ -55,3 +56,9 @@ def first_line(error: BaseException) -> str:
     """Of the error's message; the name of its class if it has none."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def escape_unprintable(stream: TextIO):
+    """Write characters that the stream's encoding lacks as escapes, where it would raise an error."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")

@@ -22,25 +22,17 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from safetensors.torch import save_file
 
 import weights
-from weights import CheckpointError, lora_files
-from weights.alone import read_part
-from weights.disk import opened, read_json
-from weights.fill import left_out
-from weights.folder import CLASSES
-from weights.hub_files import model_files, part_files
-from weights.load import located, read_checkpoint
-from weights.safetensors_file import read_header
-from weights.save import appearing, write
-from weights.textual_inversion import read_embedding
+from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser, warn
+from weights import CheckpointError
+from weights.hub.wanted import model_files, part_files
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
 FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "prediction", "ema"}
@@ -57,7 +49,7 @@ NAMED = (
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("source", help="a folder, a file, or owner/name on the hub")
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new .safetensors file")
     parser.add_argument("--layout", choices=("diffusers", "ldm", "sgm"), help="default: by the name of --to")
@@ -66,29 +58,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="of all tensors (default: each as it is)")
     parser.add_argument("--shard-size", type=size, help="of the files of a folder, for example 5GB")
     parser.add_argument("--write-variant", help="a word in the names of a folder's files, for example fp16")
-    parser.add_argument("--variant", help="the files to read, for example fp16")
-    parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
-    parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
-    parser.add_argument("--unet", help="take the UNet from here")
-    parser.add_argument("--vae", help="take the VAE from here")
-    parser.add_argument("--prediction", choices=("eps", "v"), help="of an SD 2 file that does not say it")
-    parser.add_argument("--ema", action="store_true", help="take the averaged UNet of a single file")
+    add_download_flags(parser)
+    add_swap_flags(parser)
     return parser.parse_args()
-
-
-def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def warn(message: str):
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?)B?", text.upper(), re.ASCII)
     count = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    return count or fail(f"--shard-size {text}: give a number of bytes, with KB, MB or GB, for example 5GB")
+    if not count:
+        fail(f"--shard-size {text}: give a number of bytes, with KB, MB or GB, for example 5GB")
+    return count
 
 
 def kind(args: argparse.Namespace) -> str:
@@ -105,7 +85,7 @@ def check(args: argparse.Namespace, what: str):
         fail(f"--to {args.to}: the name of a file must end with .safetensors, and that of a folder must not")
     for name, value in vars(args).items():
         if value and name not in OPTIONS[what]:
-            fail(f"--{name.replace('_', '-')} says nothing of {what}, which would be written")
+            fail(f"--{name.replace('_', '-')} has no effect on {what}, and that is what would be written")
     if not re.fullmatch(r"[\w-]+", args.write_variant or "none", re.ASCII):
         fail(f"--write-variant {args.write_variant}: it can have letters, digits, _ and -")
     if args.to.exists() or args.to.is_symlink():
@@ -137,12 +117,10 @@ def unpickle(source: Path, target: Path):
             raise ValueError("it holds no tensors by name")
         save_file(tensors, target)
     except Exception as error:  # a damaged file can raise any
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        sys.exit(
-            f"it asks for {named[1]}, which is no tensor: it may do harm"
-            if named
-            else f"{type(error).__name__}: {error}".splitlines()[0]
-        )
+        harmful = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if harmful:
+            sys.exit(f"it asks for {harmful[1]}, which is no tensor: it may do harm")
+        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def open_pickle(file: Path, target: Path):
@@ -160,12 +138,17 @@ def open_pickle(file: Path, target: Path):
 
 def is_pickled(file: Path) -> bool:
     """By its first bytes: a zip archive as torch.save makes it, or bare pickle; safetensors can begin like this one."""
-    with opened(file) as content:
-        start = content.read(9)
-    return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" and start[8:] != b"{"
+    try:
+        with file.open("rb") as content:
+            start = content.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    if start[:4] == b"PK\x03\x04":
+        return True
+    return start[:1] == b"\x80" and start[8:] != b"{"
 
 
-def plain(name: str) -> str:
+def safetensors_name(name: str) -> str:
     """The name that a pickled file, or the index of its shards, has as safetensors."""
     name = re.sub(r"(^|/)pytorch_(?=model[.-])", r"\1", name)  # as transformers names both
     return re.sub(r"\.(ckpt|bin|pth?)(?=$|\.index\.)", ".safetensors", name)
@@ -173,12 +156,15 @@ def plain(name: str) -> str:
 
 def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scratch: Path) -> Path:
     """The source itself, or what stands for it with safetensors in place of the pickled ones among the files wanted."""
+    if source.is_file() and not is_pickled(source):
+        return source
     if source.is_file():
         copy = scratch / (source.stem + ".safetensors")
-        return open_pickle(source, copy) or copy if is_pickled(source) else source
+        open_pickle(source, copy)
+        return copy
     files = [file for depth in ("*", "*/*") for file in source.glob(depth) if file.is_file()]
     files.sort(key=lambda file: file.suffix == ".safetensors")  # so that these win where both are there
-    files = {plain(file.relative_to(source).as_posix()): file for file in files}
+    files = {safetensors_name(file.relative_to(source).as_posix()): file for file in files}
     if not any(name.endswith(".safetensors") and is_pickled(file) for name, file in files.items()):
         return source
     try:
@@ -186,7 +172,8 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     for name in names:
-        file, target = files[name], scratch / source.name / name
+        file = files[name]
+        target = scratch / source.name / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors") and is_pickled(file):
             open_pickle(file, target)
@@ -202,77 +189,61 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
 
 def convert(args: argparse.Namespace):
     swaps = [part for part in ("unet", "vae") if getattr(args, part)]
-
-    def wanted(names: list[str]) -> list[str]:
-        return part_files(names, args.part, args.variant) if args.part else model_files(names, args.variant, swaps)
-
-    path, _ = located(args.source, wanted, args.revision, args.offline)
+    wanted = partial(model_files, variant=args.variant, without=swaps)
+    if args.part:
+        wanted = partial(part_files, part=args.part, variant=args.variant)
+    path, _ = weights.locate(args.source, wanted, args.revision, args.offline)
     beside = next(folder for folder in args.to.absolute().parents if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".part-", dir=beside, ignore_cleanup_errors=True) as scratch:
         source = without_pickle(path, wanted, Path(scratch))
-        warnings.showwarning = lambda message, *rest: warn(str(message).replace(str(source), args.source))
+
+        # What stood in pickles is read from copies, and messages name these: the user knows the source alone.
+        def in_users_words(message: object) -> str:
+            return str(message).replace(str(source), args.source)
+
         try:
-            left = write_as_asked(args, source, swaps)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                left = write_as_asked(args, source)
         except ValueError as error:
-            raise CheckpointError(str(error).replace(str(source), args.source)) from None
+            raise CheckpointError(in_users_words(error)) from None
+    for warning in caught:
+        warn(in_users_words(warning.message))
     for what, count in Counter(left).items():
         print(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""), file=sys.stderr)
 
 
-def write_as_asked(args: argparse.Namespace, source: Path, swaps: list[str]) -> list[str]:
+def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
     """What is left out, for each tensor and component."""
-    dtype, metadata = DTYPES.get(args.dtype), read_header(source).metadata if source.is_file() else {}
+    dtype = DTYPES.get(args.dtype)
     if args.part:
+        part = weights.describe_part(source, args.part, variant=args.variant)
         network = weights.load_part(source, args.part, "stored", variant=args.variant)
-        weights.save_part(network, args.to, args.names or "diffusers", dtype, metadata)
-        return list(left_out(read_part(source, args.part, args.variant)).values())
-    if source.is_file() and is_adapter(source):
+        weights.save_part(network, args.to, args.names or "diffusers", dtype, part.metadata)
+        return [what for _, what in part.left_out()]
+    if source.is_file() and weights.is_adapter(source):
         check(args, "an adapter or embedding")
-        with appearing(args.to) as part:
-            write(part, lora_files.read_all(source)[0], dtype, metadata)
+        weights.convert_adapter(source, args.to, dtype)
         return []
-    model = weights.load(
+    found = weights.describe(
         source,
-        "stored",
         variant=args.variant,
         offline=args.offline,
         unet=args.unet,
         vae=args.vae,
         prediction=args.prediction,
-        ema=args.ema,
+        ema=bool(args.ema),
     )
-    weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, metadata)
-    whole = read_checkpoint(source, args.variant, args.prediction, args.ema, swaps)
-    kept = [part for name, part in whole.parts.items() if name not in swaps]
-    taken = {held.key for part in kept for held in part.stored.values()}
-    return [
-        *(what for key, what in whole.extras.items() if key not in taken and not what.startswith("a mark")),
-        *(what for part in kept for what in left_out(part).values()),
-        *components(source),
-    ]
-
-
-def is_adapter(file: Path) -> bool:
-    """An adapter or an embedding: what is added to a model, and keeps its keys."""
-    keys = read_header(file).entries
-    return bool(lora_files.grouped(file, keys)[0] or len(keys) <= 2 and read_embedding(file))
-
-
-def components(folder: Path) -> list[str]:
-    """Those of a folder that are not written."""
-    index = read_json(folder / "model_index.json") if folder.is_dir() else {}
-    return [
-        f"the component {name}"
-        for name, entry in index.items()
-        if name not in (*CLASSES, "scheduler") and isinstance(entry, list) and any(entry)
-    ]
+    model = weights.load(found, "stored")
+    weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, found.metadata)
+    return [what for _, what in found.left_out() if what != weights.MARK]  # marks are written anew
 
 
 def main():
     if sys.argv[1:2] == ["--unpickle"]:
         return unpickle(Path(sys.argv[2]), Path(sys.argv[3]))
     args = arguments()
-    sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unprintable(sys.stdout)
     try:
         check(args, kind(args))
         convert(args)

@@ -1,4 +1,4 @@
-"""What is this file? Families, layouts and adapters told by keys, shapes and metadata; what its tensors hold.
+"""What is this file? Families, layouts and adapters, by keys, shapes and metadata; what its tensors hold.
 
     python scripts/inspect_checkpoint.py model.safetensors                        # a model, a part, an adapter
     python scripts/inspect_checkpoint.py fine_tune.safetensors --base sd15        # what a fine-tune changed, and where
@@ -13,34 +13,31 @@ import json
 import os
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from weights import CheckpointError, adapter_file
-from weights.alone import PARTS, read_part
-from weights.errors import listed, shown
-from weights.files import Held
-from weights.fill import account, empty, left_out, take
-from weights.hub_files import model_files, one_file, part_files
-from weights.load import located, read_checkpoint
-from weights.lora_files import grouped, read_configs
-from weights.lora_kinds import build, scale_of
-from weights.parts import Checkpoint, Part
-from weights.safetensors_file import FLOATS, mapped, read_header, read_tensors
+import weights
+from common import add_download_flags, escape_unprintable, fail, first_line, make_parser
+from tables import table
+from weights.checkpoint import PARTS, Checkpoint, Part
+from weights.hub.wanted import any_files
 
-NETWORKS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")  # in adapters
+IN_ADAPTERS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")
 
 
 @dataclass
 class Report:
-    """What is told of a source; empty fields are left out."""
+    """What is known of a source; empty fields are not printed."""
 
     source: str
     what: str
-    told_by: list[str] = field(default_factory=list)
+    evidence: list[str] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
     networks: list[dict] = field(default_factory=list)
     blocks: list[dict] = field(default_factory=list)
@@ -52,98 +49,104 @@ class Report:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Found:
+    """What lies at a path: networks, and what is known of the whole if it is one; or an adapter."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    whole: Checkpoint | None = None
+    adapter: weights.AdapterFile | None = None
+    problems: list[str] = field(default_factory=list)
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("source", help="a folder, a .safetensors file, or owner/name on the hub")
     parser.add_argument("--base", help="compare each tensor with that of this model")
     parser.add_argument("--quick", action="store_true", help="do not look at the values")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--variant", help="weight files to take, for example fp16")
-    parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
-    parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
+    add_download_flags(parser)
     return parser.parse_args()
 
 
-@dataclass
-class Found:
-    """What lies at a path: networks, and what is known of the whole if it is one; or an adapter, which has neither."""
-
-    path: Path
-    parts: dict[str, Part]
-    whole: Checkpoint | None = None
-    problems: list[str] = field(default_factory=list)
-
-
 def find(source: str, args: argparse.Namespace) -> Found:
-    path, _ = located(source, lambda names: wanted(names, args.variant), args.revision, args.offline)
+    """A whole model; or else those of its parts that can be described, with the problems of the others; or else an
+    adapter."""
+    wanted = partial(any_files, variant=args.variant)
+    path, _ = weights.locate(source, wanted, args.revision, args.offline)
     try:
-        whole = read_checkpoint(path, args.variant)
-        return Found(path, whole.parts, whole)
-    except CheckpointError as error:
+        whole = weights.describe(path, variant=args.variant)
+        return Found(whole.parts, whole)
+    except weights.CheckpointError as error:
         problem = error
-    found, problems = {}, [str(problem)] * (path / "model_index.json").exists()
+    found = find_parts(path, args.variant)
+    if (path / "model_index.json").exists() and str(problem) not in found.problems:
+        found.problems.insert(0, str(problem))
+    if found.parts:
+        return found
+    try:
+        return Found(adapter=weights.describe_adapter(path))
+    except weights.NotAnAdapter:
+        raise problem from None
+
+
+def find_parts(path: Path, variant: str | None) -> Found:
+    """The networks that can be described one by one."""
+    found = Found()
     for name in PARTS:
         try:
-            part = read_part(path, name, args.variant)
-        except CheckpointError as error:
-            problems += [str(error)] * (path / name).is_dir()
+            part = weights.describe_part(path, name, variant=variant)
+        except weights.CheckpointError as error:
+            if (path / name).is_dir() and str(error) not in found.problems:
+                found.problems.append(str(error))
             continue
-        if all((part.path, part.prefix) != (other.path, other.prefix) for other in found.values()):
-            found[name] = part
-    if not found and not is_adapter(path):
-        raise problem
-    return Found(path, found, problems=list(dict.fromkeys(problems)))
-
-
-def wanted(names: list[str], variant: str | None) -> list[str]:
-    """Of a repository: a model, a network alone or an adapter."""
-    if "model_index.json" in names:
-        return model_files(names, variant)
-    if "config.json" in names:
-        return part_files(names, variant=variant)
-    return [*one_file(names), *{"adapter_config.json"}.intersection(names)]
-
-
-def is_adapter(path: Path) -> bool:
-    try:
-        file = adapter_file(path)
-    except CheckpointError:  # a folder without one
-        return False
-    return bool(grouped(file, read_header(file).entries)[0])
+        # a file with one text tower has it under both names
+        if all((part.path, part.prefix) != (other.path, other.prefix) for other in found.parts.values()):
+            found.parts[name] = part
+    return found
 
 
 def describe(source: str, found: Found) -> Report:
-    if not found.parts:
-        return describe_adapter(source, adapter_file(found.path))
-    report = Report(source, "one network" if len(found.parts) == 1 else "networks", problems=found.problems)
-    whole, extras = found.whole, []
-    if whole:
-        form = "a folder" if whole.layout == "diffusers" else "a single file"
-        report.what = f"{whole.facts.family.name}: {form} in the layout of {whole.layout}"
-        report.told_by, report.metadata = [*whole.reasons, *whole.guesses], whole.metadata
-        report.facts = {key: value for key, value in asdict(whole.facts).items() if key not in ("unet", "vae", "texts")}
-        extras += whole.extras.items()
+    if found.adapter:
+        return describe_adapter(source, found.adapter)
+    what = "one network" if len(found.parts) == 1 else "networks"
+    report = Report(source, what, problems=list(found.problems))
     for name, part in found.parts.items():
-        network = empty(part)
-        held = {place.held for place in account(network, part).values()}
-        blocks = Counter()
-        for parameter, tensor in network.named_parameters():
-            blocks[block_of(parameter)] += tensor.numel()
-        report.networks.append(
-            dict(
-                part=name,
-                network=part.network.__name__,
-                names=part.names,
-                tensors=len(part.stored),
-                parameters=blocks.total(),
-                dtypes=dict(sorted(Counter(h.entry.dtype for h in held).items())),
-                bytes=sum(h.entry.end - h.entry.begin for h in held),
-            )
-        )
-        report.blocks += [dict(part=name, block=block, parameters=count) for block, count in blocks.items()]
-        extras += left_out(part).items()
-    report.left_out = counted(extras)
+        describe_part(name, part, report)
+    if not found.whole:
+        extras = [extra for part in found.parts.values() for extra in part.left_out()]
+        report.left_out = count_extras(extras)
+        return report
+    whole = found.whole
+    form = "a folder" if whole.layout == "diffusers" else "a single file"
+    report.what = f"{whole.facts.family.name}: {form} in the layout of {whole.layout}"
+    report.evidence = [*whole.evidence, *whole.warnings]
+    report.metadata = dict(whole.metadata)
+    report.facts = asdict(whole.facts) | {"family": whole.facts.family.name}
+    for name in ("unet", "vae", "texts"):
+        del report.facts[name]
+    report.left_out = count_extras(whole.left_out())
     return report
+
+
+def describe_part(name: str, part: Part, report: Report):
+    network, places = part.match()
+    blocks: Counter = Counter()
+    for parameter, tensor in network.named_parameters():
+        blocks[block_of(parameter)] += tensor.numel()
+    held = {place.held for place in places.values()}
+    report.networks.append(
+        dict(
+            part=name,
+            network=type(network).__name__,
+            names=part.names,
+            tensors=len(part.stored),
+            parameters=blocks.total(),
+            dtypes=dict(sorted(Counter(tensor.entry.dtype for tensor in held).items())),
+            bytes=sum(tensor.entry.end - tensor.entry.begin for tensor in held),
+        )
+    )
+    report.blocks += [dict(part=name, block=block, parameters=count) for block, count in blocks.items()]
 
 
 def block_of(name: str) -> str:
@@ -155,120 +158,79 @@ def block_of(name: str) -> str:
     return ".".join(words[:2]) if words[0] in ("encoder", "decoder", "text_model") else words[0]
 
 
-def counted(extras: list[tuple[str, str]]) -> dict[str, str]:
+def count_extras(extras: Iterable[tuple[str, str]]) -> dict[str, str]:
     """By what they are, not one by one."""
     kinds = defaultdict(list)
     for key, what in extras:
         kinds[what].append(key)
-    return {what: f"{len(keys)} tensors, {listed(keys)}" for what, keys in kinds.items()}
+    found = {}
+    for what, keys in kinds.items():
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        found[what] = f"{len(keys)} tensors, {', '.join(map(repr, keys[:3]))}{more}"
+    return found
 
 
-def describe_adapter(source: str, file: Path) -> Report:
-    header = read_header(file)
-    with mapped(file) as opened:
-        tensors = {key: opened.get_tensor(key) for key in header.entries}  # their values stay on the disk
-    report = Report(source, "an adapter", metadata=header.metadata)
-    groups, unknown = grouped(file, tensors)
-    configs, kinds = read_configs(file, tensors, header.metadata), defaultdict(list)
-    for module, group in groups.items():
-        fields = {name: tensor for name, (_, tensor) in group.items()}
-        scale = scale_of(module, fields, configs)
-        try:
-            change = [*build(fields, scale).values()][-1]  # a bias comes first
-        except ValueError as error:
-            report.problems.append(f"{file}: {shown(module)}: {error}")
-            continue
-        rank = getattr(getattr(change, "direction", change), "rank", None) or 0  # DoRA's is that of its direction
-        network = next((word for word in NETWORKS if module.startswith(word)), "")
-        kinds[network, type(change).__name__, rank, round(scale * rank, 6)].append(module)
-    report.adapter = [
-        dict(network=part, kind=name, rank=rank, alpha=alpha, layers=len(modules), first=modules[0])
-        for (part, name, rank, alpha), modules in sorted(kinds.items(), key=lambda item: str(item[0]))
-    ]
-    report.left_out = counted([(key, "unknown") for key in unknown])
+def describe_adapter(source: str, adapter: weights.AdapterFile) -> Report:
+    report = Report(source, "an adapter", problems=list(adapter.problems), metadata=dict(adapter.metadata))
+    kinds = defaultdict(list)
+    for change in adapter.changes:
+        network = next((word for word in IN_ADAPTERS if change.module.startswith(word)), "")
+        kinds[network, change.kind, change.rank, change.alpha].append(change.module)
+    for (network, kind, rank, alpha), modules in sorted(kinds.items(), key=lambda item: item[0]):
+        row = dict(network=network, kind=kind, rank=rank, alpha=alpha, layers=len(modules), first=modules[0])
+        report.adapter.append(row)
+    report.left_out = count_extras((key, "unknown") for key in adapter.unknown)
     return report
 
 
-def check_values(found: Found, report: Report):
+def check_values(values: Iterator[tuple[str, Tensor]], count: int | None, what: str, report: Report):
     """Name the tensors that hold NaN or infinity."""
-    held = [held for part in found.parts.values() for held in part.stored.values()]
-    if not found.parts:
-        file = adapter_file(found.path)
-        held = [Held(file, key, entry) for key, entry in read_header(file).entries.items()]
-    for file in dict.fromkeys(h.file for h in held):
-        entries = {h.key: h.entry for h in held if h.file == file and h.entry.dtype in FLOATS}
-        with tqdm(total=len(entries), desc=file.name, unit="tensor", disable=None) as bar:
-            for key, tensor in read_tensors(file, entries, torch.float32, torch.device("cpu")):
-                bad = tensor.numel() - int(tensor.isfinite().sum())
-                if bad:
-                    report.not_finite.append(f"{key}: {bad} of {tensor.numel()} values")
-                bar.update()
+    for key, tensor in tqdm(values, total=count, desc=what, unit="tensor", disable=None):
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            report.not_finite.append(f"{key}: {bad} of {tensor.numel()} values")
 
 
 def compare(parts: dict[str, Part], base: dict[str, Part], report: Report):
     """By block: the norm of the change over that of the base, and how many tensors are equal bit for bit."""
     shared = [name for name in parts if name in base]
     if not shared:
-        raise CheckpointError(f"--base: {report.source} and the base have no network in common")
+        raise weights.CheckpointError(f"--base: {report.source} and the base have no network in common")
     for name in shared:
         if parts[name].config != base[name].config:
-            raise CheckpointError(f"{name} and that of the base have different sizes: they are of different families")
-        ours, theirs = parameters(parts[name]), parameters(base[name])
-        blocks = defaultdict(lambda: [0.0, 0.0, 0, 0])
-        for key in tqdm(list(ours), desc=name, unit="tensor", disable=None):
-            a, b = ours[key](), theirs[key]()
-            row = blocks[block_of(key)]
-            row[0] += float((a - b).double().square().sum())
-            row[1] += float(b.double().square().sum())
-            row[2] += int(not torch.equal(a, b))
-            row[3] += 1
-        report.changed += [
-            dict(part=name, block=block, change=(moved / max(norm, 1e-30)) ** 0.5, tensors=count, changed=changed)
-            for block, (moved, norm, changed, count) in blocks.items()
-        ]
+            what = f"{name} and that of the base have different sizes"
+            raise weights.CheckpointError(f"{what}: they are of different families")
+        blocks: dict[str, Difference] = defaultdict(Difference)
+        pairs = zip(parts[name].parameters(), base[name].parameters(), strict=True)
+        for (key, ours), (_, theirs) in tqdm(pairs, desc=name, unit="tensor", disable=None):
+            blocks[block_of(key)].add(ours, theirs)
+        for block, difference in blocks.items():
+            report.changed.append(dict(part=name, block=block) | difference.row())
 
 
-def parameters(part: Part) -> dict:
-    """Name of a parameter -> a function that reads it as float32."""
-    network = empty(part)
-    shapes = network.state_dict()
+@dataclass
+class Difference:
+    """Between the tensors of a block and those of the base: sums of squares, and how many tensors differ."""
 
-    def read(place, shape):
-        ((_, tensor),) = read_tensors(
-            place.held.file, {place.held.key: place.held.entry}, torch.float32, torch.device("cpu")
-        )
-        return take(place.piece, tensor, shape)
+    moved: float = 0.0
+    norm: float = 0.0
+    changed: int = 0
+    tensors: int = 0
 
-    return {
-        name: (lambda place=place, name=name: read(place, shapes[name].shape))
-        for name, place in account(network, part).items()
-    }
+    def add(self, ours: Tensor, theirs: Tensor):
+        self.moved += float((ours - theirs).double().square().sum())
+        self.norm += float(theirs.double().square().sum())
+        self.changed += int(not torch.equal(ours, theirs))
+        self.tensors += 1
 
-
-def table(rows: list[dict]) -> str:
-    """Columns under their names, numbers to the right."""
-
-    def text(value) -> str:
-        if isinstance(value, float):
-            return f"{value:.3g}"
-        if isinstance(value, dict):
-            return " ".join(f"{key}:{count}" for key, count in value.items())
-        return f"{value:,}" if type(value) is int else str(value)
-
-    cells = [list(rows[0])] + [[text(value) for value in row.values()] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    right = [type(value) in (int, float) for value in rows[0].values()]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(row, widths, right)
-        ).rstrip()
-        for row in cells
-    )
+    def row(self) -> dict:
+        change = (self.moved / max(self.norm, 1e-30)) ** 0.5
+        return dict(change=change, tensors=self.tensors, changed=self.changed)
 
 
 def show(report: Report):
     print(f"{report.source}\n  {report.what}")
-    for line in report.told_by:
+    for line in report.evidence:
         print(f"  {line}")
     for key, value in report.facts.items():
         print(f"    {key} = {value}")
@@ -285,34 +247,47 @@ def show(report: Report):
             print(f"\n{name}: " + "; ".join(lines))
 
 
-def printed(report: Report):
+def show_json(report: Report):
     """JSON has no NaN: null."""
     values = json.dumps({key: value for key, value in asdict(report).items() if value})
     print(json.dumps(json.loads(values, parse_constant=lambda name: None), indent=2))
 
 
+def inspect(args: argparse.Namespace) -> Report:
+    found = find(args.source, args)
+    report = describe(args.source, found)
+    if args.base:
+        base = find(args.base, args)
+        report.problems += base.problems
+        compare(found.parts, base.parts, report)
+    if not args.quick:
+        for name, part in found.parts.items():
+            check_values(part.values(), len(part.stored), name, report)
+        if found.adapter:
+            check_values(found.adapter.values(), None, found.adapter.path.name, report)
+    return report
+
+
 def main():
     args = arguments()
-    sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unprintable(sys.stdout)
     try:
-        found = find(args.source, args)
-        report = describe(args.source, found)
-        if args.base:
-            base = find(args.base, args)
-            report.problems += base.problems
-            compare(found.parts, base.parts, report)
-        if not args.quick:
-            check_values(found, report)
-        (printed if args.json else show)(report)
+        report = inspect(args)
+        if args.json:
+            show_json(report)
+        else:
+            show(report)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        fail(first_line(error))
+    if report.problems:
         sys.exit(2)
-    sys.exit(2 if report.problems else 1 if report.not_finite else 0)
+    sys.exit(1 if report.not_finite else 0)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
 
 def fetch(source: str, offline: bool, origin: dict[str, dict[str, str]]) -> Path:
     """The file of an adapter or embedding, downloaded if need be; its hash and commit go into `origin`."""
-    path, commit = weights.located(source, weights.one_file, offline=offline)
+    path, commit = weights.locate(source, weights.one_file, offline=offline)
     file = weights.adapter_file(path)
     origin["added"][source] = weights.file_hash(file)
     if commit:

@@ -9,16 +9,19 @@ from ldm: so a mistake in ldm cannot enter its own contract. Names are those of 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+Settings = dict[str, Any]  # arguments of a class of diffusers or transformers
+
 DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
 
-SD15 = dict(
+SD15: Settings = dict(
     in_channels=4,
     block_out_channels=[320, 640, 1280, 1280],
     down_block_types=[CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN],
@@ -26,8 +29,8 @@ SD15 = dict(
     attention_head_dim=8,  # the number of heads, whatever its name says
     cross_attention_dim=768,
 )
-SD2 = SD15 | dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
-SD_X4 = dict(
+SD2: Settings = SD15 | dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
+SD_X4: Settings = dict(
     in_channels=7,
     block_out_channels=[256, 512, 512, 1024],
     down_block_types=[DOWN, CROSS_DOWN, CROSS_DOWN, CROSS_DOWN],
@@ -38,7 +41,7 @@ SD_X4 = dict(
     only_cross_attention=[True, True, True, False],
     num_class_embeds=1000,
 )
-SDXL = dict(
+SDXL: Settings = dict(
     in_channels=4,
     block_out_channels=[320, 640, 1280],
     down_block_types=[DOWN, CROSS_DOWN, CROSS_DOWN],
@@ -51,7 +54,7 @@ SDXL = dict(
     addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816,
 )
-SDXL_REFINER = SDXL | dict(
+SDXL_REFINER: Settings = SDXL | dict(
     block_out_channels=[384, 768, 1536, 1536],
     down_block_types=[DOWN, CROSS_DOWN, CROSS_DOWN, DOWN],
     up_block_types=[UP, CROSS_UP, CROSS_UP, UP],
@@ -60,7 +63,7 @@ SDXL_REFINER = SDXL | dict(
     cross_attention_dim=1280,
     projection_class_embeddings_input_dim=2560,
 )
-UNCLIP = SD2 | dict(class_embed_type="projection")
+UNCLIP: Settings = SD2 | dict(class_embed_type="projection")
 
 UNETS = {
     "sd15": SD15,
@@ -77,35 +80,40 @@ UNETS = {
     "lcm_sdxl": SDXL | dict(time_cond_proj_dim=256),
 }
 
-F8 = dict(
+F8: Settings = dict(
     block_out_channels=[128, 256, 512, 512],
     down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
     layers_per_block=2,
     latent_channels=4,
 )
-F4 = F8 | dict(
+F4: Settings = F8 | dict(
     block_out_channels=[128, 256, 512],
     down_block_types=["DownEncoderBlock2D"] * 3,
     up_block_types=["UpDecoderBlock2D"] * 3,
 )
 VAES = {"sd": F8, "sd_x4": F4}
-TAESD = dict(
+TAESD: Settings = dict(
     encoder_block_out_channels=[64] * 4,
     decoder_block_out_channels=[64] * 4,
     num_encoder_blocks=[1, 3, 3, 3],
     num_decoder_blocks=[3, 3, 3, 1],
 )
 
-CLIP_L = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
-CLIP_H = dict(num_hidden_layers=23, hidden_size=1024, num_attention_heads=16, intermediate_size=4096)
-CLIP_BIGG = dict(
+CLIP_L: Settings = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
+CLIP_H: Settings = dict(num_hidden_layers=23, hidden_size=1024, num_attention_heads=16, intermediate_size=4096)
+CLIP_BIGG: Settings = dict(
     num_hidden_layers=32, hidden_size=1280, num_attention_heads=20, intermediate_size=5120, projection_dim=1280
 )
-CLIPS = {"l": (CLIPTextModel, CLIP_L), "h": (CLIPTextModel, CLIP_H), "bigg": (CLIPTextModelWithProjection, CLIP_BIGG)}
+CLIPS: dict[str, tuple[type, Settings]] = {
+    "l": (CLIPTextModel, CLIP_L),
+    "h": (CLIPTextModel, CLIP_H),
+    "bigg": (CLIPTextModelWithProjection, CLIP_BIGG),
+}
 
 
-def shapes(module: torch.nn.Module) -> dict[str, list[int]]:
+def shapes(module: Any) -> dict[str, list[int]]:
+    """module: a network of diffusers or transformers."""
     return {key: list(tensor.shape) for key, tensor in module.state_dict().items()}
 
 

@@ -23,10 +23,10 @@ MAY_IMPORT = {  # module -> what it may import beyond the standard library
     "ldm.clip": {"torch", "einops", "ldm.config", "ldm.ops"},
     "ldm.taesd": {"torch", "ldm.config", "ldm.vae"},
     "ldm.tokenizer": {"torch", "ftfy", "regex"},
-    "ldm.conditioning": {"torch", "ldm.clip", "ldm.model", "ldm.ops"},
+    "ldm.conditioning": {"torch", "ldm.clip", "ldm.model", "ldm.ops", "samplers"},
     "ldm.guidance": {"torch", "ldm.conditioning", "samplers"},
     "ldm.model": {"torch", "ldm.clip", "ldm.config", "ldm.taesd", "ldm.tokenizer", "ldm.unet", "ldm.vae", "samplers"},
-    "ldm.plan": {"ldm.config", "ldm.model", "samplers"},
+    "ldm.plan": {"torch", "ldm.config", "ldm.model", "samplers"},
     "ldm.draw": {"torch", "ldm.model", "ldm.ops", "ldm.plan", "ldm.vae", "samplers"},
     "ldm.compare": {"torch", "ldm.compare"},
     "ldm.hooks": {"torch", "einops", "ldm.ops"},
@@ -35,7 +35,7 @@ MAY_IMPORT = {  # module -> what it may import beyond the standard library
     "ldm.tasks": {"torch", "ldm", "samplers"},
     "samplers": {"torch", "samplers"},
     "samplers.noise": {"torch", "numpy", "samplers"},
-    "weights": {"torch", "ldm", "weights", "safetensors", "huggingface_hub", "numpy"},
+    "weights": {"torch", "ldm", "weights", "safetensors", "huggingface_hub", "filelock", "numpy"},
 }
 LINES = 300  # of a source file; a smell, so a file that needs more is named below with its reason
 ALLOWED = {}
@@ -127,8 +127,8 @@ def test_no_pickle_and_no_eval_outside_training():
 def test_import_is_light():
     """Readers of a traceback and users of the library pay for torch, and for nothing else of that size."""
     code = (
-        "import sys, time, torch; t = time.process_time(); import weights, samplers, ldm.tasks; "
-        "print(time.process_time() - t); "
+        "import sys, time; a = time.process_time(); import torch; b = time.process_time(); "
+        "import weights, samplers, ldm.tasks; print((time.process_time() - b) / (b - a)); "
         "print([m for m in ('transformers', 'diffusers', 'torchvision', 'timm', 'open_clip', 'matplotlib') "
         "if m in sys.modules])"
     )
@@ -137,4 +137,4 @@ def test_import_is_light():
         for _ in range(3)
     ]
     assert all(run.splitlines()[1] == "[]" for run in runs)
-    assert min(float(run.splitlines()[0]) for run in runs) < 0.5
+    assert min(float(run.splitlines()[0]) for run in runs) < 1 / 3  # of the processor time that torch takes

@@ -2,38 +2,52 @@
 
 load(source)         a folder, a single file or a repository of the hub -> ldm.model.Model
 load_part(source)    one of its networks, or a network that was published alone
+describe(source)     what such a source is, without reading it: its facts, parts, evidence and what is left out;
+                     describe_part and describe_adapter do so for one network and for an adapter
 save(model, path)    in any layout; save_part(network, path) alone
-load_adapter(source, model)     LoRA and its kin, for ldm.adapters.lora to merge or attach; save_adapter writes it
+load_adapter(source, model)     LoRA and its kin, to merge or attach; save_adapter writes it
 add_embedding(model, source)    textual inversion: the model with a new word
-located(source, one_file)       where such a file lies, or lies now that the hub has been asked
+locate(source, one_file)        where such a file lies, fetched from the hub if need be
 file_hashes(model)   SHA-256 of the files it came from
 MINIATURE            the small trained model that ships with this package
+MARK                 what `left_out` says of tensors that mark how a model was trained, and are written anew
 CheckpointError      whatever is wrong with a file, in one line
+
+Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (downloads), adapters/.
 """
 
 from pathlib import Path
 
+from .adapters.embedding import add_embedding
+from .adapters.read import AdapterFile, NotAnAdapter, adapter_file, describe_adapter, load_adapter
+from .adapters.write import convert_adapter, is_adapter, save_adapter
 from .errors import CheckpointError
-from .hub_files import one_file
-from .load import file_hash, file_hashes, load, load_part, located
-from .lora_files import adapter_file, load_adapter
-from .lora_save import save_adapter
+from .hub.wanted import one_file
+from .layouts.training import MARK
+from .load import describe, describe_part, file_hash, file_hashes, load, load_part, locate
 from .save import save, save_part
-from .textual_inversion import add_embedding
 
 MINIATURE = Path(__file__).parent / "miniature"
 
 __all__ = [
+    "MARK",
     "MINIATURE",
+    "AdapterFile",
     "CheckpointError",
+    "NotAnAdapter",
     "adapter_file",
     "add_embedding",
+    "convert_adapter",
+    "describe",
+    "describe_adapter",
+    "describe_part",
     "file_hash",
     "file_hashes",
+    "is_adapter",
     "load",
     "load_adapter",
     "load_part",
-    "located",
+    "locate",
     "one_file",
     "save",
     "save_adapter",

@@ -2,9 +2,8 @@
 
 
 class CheckpointError(ValueError):
-    """A model that cannot be loaded, told in one line: file, key, what was expected, what was found, what to do.
-
-    Text from a file may hold line breaks or control codes; they appear escaped.
+    """A file that cannot be used, described in one line: the file, the key, what was expected, what was found and what
+    to do. Line breaks and control codes that come from a file appear escaped.
     """
 
     def __init__(self, message: str):

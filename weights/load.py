@@ -1,4 +1,4 @@
-"""A checkpoint, wherever it lies and in whichever layout -> ldm.model.Model, or one of its networks alone.
+"""A checkpoint, wherever it lies and in whichever layout: described, or read into ldm.model.Model or one network of it.
 
 Loading is strict: every tensor of every file has its place in a network, or is on a list of known extras, or is an
 error. A file's tensors stay in the file, mapped into memory, unless the dtype asked for is another.
@@ -7,8 +7,9 @@ error. A file's tensors stay in the file, mapped into memory, unless the dtype a
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,24 +18,22 @@ from torch import nn
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 
-from .alone import read_part
-from .disk import opened
-from .errors import CheckpointError
-from .fill import account, empty, fill, stored_dtype, uncollected
-from .folder import read_folder
-from .hub_files import model_files, part_files
-from .parts import Checkpoint
-from .recognize import recognize
-from .swap import swapped
+from .checkpoint import PARTS, Checkpoint, Network, Part, Places, take
+from .disk.safetensors import FLOATS, is_finite, read_tensors
+from .disk.settings import open_file
+from .errors import CheckpointError, shown
+from .hub.wanted import model_files, part_files
+from .layouts import diffusers, one_network, single_file
+from .swap import swap
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@uncollected()
 def load(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     dtype: torch.dtype | str | None = torch.float32,
     device: str | torch.device = "cpu",
+    *,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -44,131 +43,222 @@ def load(
     ema: bool = False,
     check_finite: bool = True,
 ) -> Model:
-    """The model in a folder of diffusers' layout, a single .safetensors file or a repository of the Hugging Face hub
-    ("owner/name", or "owner/name/file.safetensors"), frozen and in evaluation mode.
+    """Read the checkpoint that `describe` finds, whose arguments these are, or one that it has found. The networks are
+    frozen and in evaluation mode.
 
     dtype: of all networks; None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE that
     overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32 in its place.
     "stored" leaves each tensor in the dtype of its file, to be saved again.
-    variant: "fp16" takes the files named so. revision: a branch, tag or commit of the repository. offline: only what
-    was downloaded before. unet, vae: the source of another UNet or VAE to put in place of the model's own.
-    prediction: "eps" or "v", for a file that does not say which. ema: a single file's averaged UNet.
-    On the CPU, tensors that have the dtype in the file stay there until they are used: leave the files as they are
-    meanwhile.
-
+    On the CPU, tensors that have the dtype in the file stay there until they are used: leave the files as they are.
     Raises CheckpointError, one line, for whatever is wrong with the files; ValueError for other arguments.
     Warns where a file leaves something to guess.
     """
-    if dtype not in (None, "stored", *DTYPES):
-        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
-    if prediction not in (None, "eps", "v"):
-        raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
-    swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
-    path, commit = located(source, lambda names: model_files(names, variant, swaps), revision, offline)
-    checkpoint = read_checkpoint(path, variant, prediction, ema, without=swaps)
-    for guess in checkpoint.guesses:
-        warnings.warn(f"{path}: {guess}", stacklevel=3)  # through the decorator
-    roots, revisions = dict.fromkeys(checkpoint.parts, (path, "")), {str(source): commit} if commit else {}
-    for part, other in swaps.items():
-        place, commit = located(other, lambda names, part=part: part_files(names, part, variant), None, offline)
-        checkpoint = swapped(checkpoint, part, place, variant)
-        roots[part], revisions = (place, str(other)), revisions | ({str(other): commit} if commit else {})
+    check_dtype(dtype)
+    if not isinstance(source, Checkpoint):
+        source = describe(
+            source,
+            variant=variant,
+            revision=revision,
+            offline=offline,
+            unet=unet,
+            vae=vae,
+            prediction=prediction,
+            ema=ema,
+        )
+    for warning in source.warnings:
+        warnings.warn(f"{source.path}: {warning}", stacklevel=2)
+    return read_model(source, dtype, torch.device(device), check_finite)
 
-    ordered = ("unet", "vae", "text_encoder", "text_encoder_2")
-    parts = {name: checkpoint.parts[name] for name in ordered if name in checkpoint.parts}
-    networks = {name: empty(part) for name, part in parts.items()}
-    places = {name: account(networks[name], part) for name, part in parts.items()}  # before any is read
+
+def read_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | str | None, device: torch.device, check_finite: bool
+) -> Model:
+    networks = {}
+    places = {}
+    for name, part in checkpoint.parts.items():
+        networks[name], places[name] = part.match()
     dtypes = choose_dtypes(checkpoint, places, dtype)
-    for name, network in networks.items():
-        fill(network, places[name], dtypes[name], torch.device(device), check_finite)
-
-    files = {}
-    for name, (root, label) in roots.items():
-        for file in sorted({place.held.file for place in places[name].values()}):
-            short = file.relative_to(root).as_posix() if root.is_dir() else file.name
-            files["/".join([label, short] if label else [short])] = file
+    for name, network in networks.items():  # every part was matched before the first is read
+        fill(network, places[name], dtypes[name], device, check_finite)
     facts = checkpoint.facts
     return Model(
-        networks.pop("unet"),
-        networks.pop("vae"),
-        networks,
-        Tokenizer(length=facts.texts[0].length),
-        facts,
-        str(source),
-        files,
-        revisions,
+        unet=networks["unet"],
+        vae=networks["vae"],
+        texts={tower: networks[tower] for tower in facts.family.towers},
+        tokenizer=Tokenizer(length=facts.texts[0].length),
+        facts=facts,
+        source=checkpoint.source,
+        files=name_files(checkpoint, places),
+        revisions=checkpoint.revisions,
     )
 
 
-@uncollected()
 def load_part(
     source: str | Path,
     part: str | None = None,
     dtype: torch.dtype | str | None = torch.float32,
     device: str | torch.device = "cpu",
+    *,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     check_finite: bool = True,
-) -> nn.Module:
-    """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
-    its own folder, a file with just its tensors, a repository of either kind. part: needed where there are several.
+) -> Network:
+    """Read the network that `describe_part` finds, whose arguments these are: an ldm UNet, VAE, TinyVAE or CLIPText.
 
-    Returns an ldm UNet, VAE, TinyVAE or CLIPText. Raises CheckpointError; the arguments are those of `load`.
+    dtype: None takes that of its file; see `load`. Raises CheckpointError.
     """
-    path, _ = located(source, lambda names: part_files(names, part, variant), revision, offline)
-    found = read_part(path, part, variant)
-    network = empty(found)
-    places = account(network, found)
-    if dtype is None:
-        dtype = stored_dtype(places, next(iter(places)))
-    fill(network, places, None if dtype == "stored" else dtype, torch.device(device), check_finite)
+    check_dtype(dtype)
+    found = describe_part(source, part, variant=variant, revision=revision, offline=offline)
+    network, places = found.match()
+    chosen = dtype or stored_dtype(places)
+    fill(network, places, None if isinstance(chosen, str) else chosen, torch.device(device), check_finite)
     return network
 
 
-def located(
+def check_dtype(dtype: torch.dtype | str | None) -> None:
+    if dtype not in (None, "stored", *DTYPES):
+        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
+
+
+def describe(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    unet: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+) -> Checkpoint:
+    """The model in a folder of diffusers' layout, a single .safetensors file or a repository of the Hugging Face hub
+    ("owner/name", or "owner/name/file.safetensors"): its facts and parts, what decided, and what is left out. Only
+    headers and a few small tensors are read.
+
+    variant: "fp16" takes the files named so. revision: a branch, tag or commit of the repository. offline: only what
+    was downloaded before. unet, vae: the source of another UNet or VAE to put in place of the model's own.
+    prediction: "eps" or "v", for a file that does not say which. ema: a single file's averaged UNet.
+    Raises CheckpointError for whatever is wrong with the files.
+    """
+    if prediction not in (None, "eps", "v"):
+        raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
+    swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
+    path, commit = locate(source, partial(model_files, variant=variant, without=swaps), revision, offline)
+    if not diffusers.matches(path):
+        checkpoint = single_file.read(path, prediction, ema)
+    elif ema:
+        raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
+    else:
+        checkpoint = diffusers.read(path, variant, prediction, without=swaps)
+    revisions = {str(source): commit}
+    for name, other in swaps.items():
+        place, commit = locate(other, partial(part_files, part=name, variant=variant), None, offline)
+        part = replace(describe_part(place, name, variant=variant), root=place, label=str(other))
+        checkpoint = swap(checkpoint, name, part, place)
+        revisions[str(other)] = commit
+    revisions = {name: commit for name, commit in revisions.items() if commit}
+    return replace(checkpoint, source=str(source), revisions=revisions)
+
+
+def describe_part(
+    source: str | Path,
+    part: str | None = None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Part:
+    """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
+    its own folder, a file with just its tensors, a repository of either kind. part: needed where there are several.
+
+    The other arguments are those of `describe`. Raises CheckpointError where it is not there.
+    """
+    if part not in (None, *PARTS):
+        raise CheckpointError(f"unknown part {shown(part)}: choose one of {', '.join(PARTS)}")
+    path, _ = locate(source, partial(part_files, part=part, variant=variant), revision, offline)
+    if path.is_dir() or not single_file.matches(path):
+        return one_network.read(path, part, variant)
+    checkpoint = single_file.read(path)
+    if part not in checkpoint.parts:
+        raise CheckpointError(f"{path} is a whole model: choose its part, it has {', '.join(checkpoint.parts)}")
+    return replace(checkpoint.parts[part], metadata=checkpoint.metadata)
+
+
+def locate(
     source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False
 ) -> tuple[Path, str]:
-    """Where a source lies on this machine, and the commit of the repository that it came from, if any."""
+    """Where a source lies on this machine, and the commit of the repository that it came from, or "".
+
+    wanted: chooses from the names of all files of a repository those that are needed, as `one_file` does.
+    """
     path = Path(source)
     if os.path.lexists(path):  # which has no error for a name that is too long
         return path, ""
-    from . import hub  # a third of the time that importing this package would take
+    from .hub import download  # importing the hub's client takes a third of the time of importing this package
 
-    if not hub.is_repo(str(source)):
+    if not download.is_repo(str(source)):
         raise CheckpointError(
             f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
             "the name of a repository, owner/name"
         )
-    fetched = hub.fetch(str(source), wanted, revision, offline)
+    fetched = download.fetch(str(source), wanted, revision, offline)
     return fetched.path, fetched.commit
 
 
-def read_checkpoint(
-    path: Path,
-    variant: str | None = None,
-    prediction: str | None = None,
-    ema: bool = False,
-    without: Collection[str] = (),
-) -> Checkpoint:
-    """What lies at a path, described and not yet read. without: parts of a folder that may be missing."""
-    if not path.is_dir():
-        return recognize(path, prediction, ema)
-    if ema:
-        raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
-    checkpoint = read_folder(path, variant, without)
-    return replace(checkpoint, facts=replace(checkpoint.facts, prediction=prediction or checkpoint.facts.prediction))
-
-
-def choose_dtypes(checkpoint: Checkpoint, places: dict, dtype: torch.dtype | str | None) -> dict:
+def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: torch.dtype | str | None) -> dict:
     """By part; None leaves each tensor as it is."""
     if dtype == "stored":
         return dict.fromkeys(places)
-    own = {part: stored_dtype(places[part], next(iter(places[part]))) for part in ("unet", "vae")} if not dtype else {}
-    dtypes = {part: dtype or own.get(part, own.get("unet")) for part in places}
+    dtypes = dict.fromkeys(places, dtype or stored_dtype(places["unet"]))
+    if dtype is None:
+        dtypes["vae"] = stored_dtype(places["vae"])
     if dtypes["vae"] == torch.float16 and checkpoint.facts.careful_vae:
         dtypes["vae"] = torch.float32
     return dtypes
+
+
+def stored_dtype(places: Places) -> torch.dtype:
+    """That of a part's first tensor, to stand for all."""
+    held = next(iter(places.values())).held
+    if held.entry.dtype not in ("F64", "F32", "F16", "BF16"):
+        raise CheckpointError(
+            f"{held.file}: {held.key} is of type {held.entry.dtype}, in which nothing can be computed: choose a dtype"
+        )
+    return FLOATS[held.entry.dtype]
+
+
+def fill(
+    network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool
+) -> None:
+    """Give an empty network its parameters. dtype: None leaves each as it is stored."""
+    needed = dict(network.named_parameters())
+    groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}  # file and dtype -> key -> parameters
+    for name, (held, _) in places.items():
+        kind = dtype or FLOATS[held.entry.dtype]
+        groups.setdefault((held.file, kind), {}).setdefault(held.key, []).append(name)
+    for (file, kind), names in groups.items():
+        entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
+        for key, tensor in read_tensors(file, entries, kind, device):
+            if check_finite and not is_finite(tensor):
+                raise CheckpointError(
+                    f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
+                    "the file is damaged, or the dtype too small for its values"
+                )
+            for name in names[key]:
+                owner, _, parameter = name.rpartition(".")
+                value = take(places[name].piece, tensor, needed[name].shape)
+                setattr(network.get_submodule(owner), parameter, nn.Parameter(value, requires_grad=False))
+
+
+def name_files(checkpoint: Checkpoint, places: Mapping[str, Places]) -> dict[str, Path]:
+    """The weight files that were read, by the names they have in their folder; behind the source of a swapped part."""
+    files = {}
+    for name, part in checkpoint.parts.items():
+        for file in sorted({place.held.file for place in places[name].values()}):
+            short = file.relative_to(part.root).as_posix() if part.root.is_dir() else file.name
+            files[f"{part.label}/{short}" if part.label else short] = file
+    return files
 
 
 def file_hashes(model: Model) -> dict[str, str]:
@@ -177,5 +267,5 @@ def file_hashes(model: Model) -> dict[str, str]:
 
 
 def file_hash(path: Path) -> str:
-    with opened(path) as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,45 +5,48 @@ from pathlib import Path
 
 from ldm.config import ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
-from .alone import read_part
-from .configs import TINY_LATENT
-from .disk import read_json
+from .checkpoint import PARTS, Checkpoint, Part, check_fit
+from .disk.settings import Settings
 from .errors import CheckpointError
-from .files import read_stored
-from .folder import sampling
-from .parts import Checkpoint, check_fit
-from .recognize import is_whole, recognize
-from .settings import Settings
+from .layouts import single_file
+from .layouts.diffusers_configs import TINY_LATENT
+from .layouts.diffusers_scheduler import read_scheduler
 
 
-def swapped(base: Checkpoint, part: str, path: Path, variant: str | None = None) -> Checkpoint:
-    """The checkpoint with its "unet" or "vae" taken from what lies at a path: that part alone, or a whole model.
+def swap(base: Checkpoint, name: str, part: Part, path: Path) -> Checkpoint:
+    """The checkpoint with another "unet" or "vae", which was found at a path: alone there, or in a whole model.
 
     Raises CheckpointError where it cannot belong to such a model.
     """
-    found = read_part(path, part, variant)
-    if part == "unet":
-        facts = with_unet(base.facts, found.config, training_of(path), path)
+    if isinstance(part.config, UNetConfig):
+        facts = with_unet(base.facts, part.config, training_of(path), path)
+    elif isinstance(part.config, VAEConfig | TinyVAEConfig):
+        facts = with_vae(base.facts, part.config, vae_settings(path), path)
     else:
-        facts = with_vae(base.facts, found.config, vae_settings(path), path)
+        raise CheckpointError(f"{path}: only a UNet and a VAE can be swapped in")
     check_fit(facts, str(path))
-    return replace(base, facts=facts, parts=base.parts | {part: found})
+    parts = base.parts | {name: part}
+    return replace(base, facts=facts, parts={other: parts[other] for other in PARTS if other in parts})
 
 
 def training_of(path: Path) -> dict:
-    """What the UNet there was trained for, as far as the file around it tells, or the scheduler of the model whose
-    folder, sub-folder or file was given. A file of a UNet alone tells nothing."""
-    told = vars(whole.facts) if (whole := whole_file(path)) else {}
+    """What the UNet there was trained for, as far as the file around it says, or the scheduler of the model whose
+    folder, sub-folder or file was given. A file of a UNet alone says nothing."""
+    found = {}
+    whole = whole_file(path)
+    if whole:
+        found = vars(whole.facts)
     for folder in (path, *path.absolute().parents[:2]):
         file = folder / "scheduler" / "scheduler_config.json"
-        if not told and file.is_file():
-            json = Settings(str(file), read_json(file))
-            told = sampling(json, str(json.values.get("_class_name")), False)
-    return {name: told[name] for name in ("noise", "prediction", "latent") if name in told}
+        if not found and file.is_file():
+            json = Settings.read(file)
+            found = read_scheduler(json, str(json.values.get("_class_name")), has_sizes=False)
+    return {name: found[name] for name in ("noise", "prediction", "latent") if name in found}
 
 
 def whole_file(path: Path) -> Checkpoint | None:
-    return recognize(path) if path.is_file() and is_whole(read_stored(path)) else None
+    """The model in a single file, if it holds a whole one."""
+    return single_file.read(path) if path.is_file() and single_file.matches(path) else None
 
 
 def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) -> ModelConfig:
@@ -78,11 +81,11 @@ def with_vae(facts: ModelConfig, vae: VAEConfig | TinyVAEConfig, settings: Setti
 
 def vae_settings(path: Path) -> Settings:
     """Its config.json, where it has one, or what the file around it says."""
-    if whole := whole_file(path):
-        return Settings(str(path), dict(scaling_factor=whole.facts.latent.scale, force_upcast=whole.facts.careful_vae))
-    found = [
-        folder / "config.json"
-        for folder in (path / "vae", path, path.absolute().parent)
-        if (folder / "config.json").is_file()
-    ]
-    return Settings(str(found[0]), read_json(found[0])) if found else Settings(str(path), {})
+    whole = whole_file(path)
+    if whole:
+        facts = whole.facts
+        return Settings(str(path), dict(scaling_factor=facts.latent.scale, force_upcast=facts.careful_vae))
+    for folder in (path / "vae", path, path.absolute().parent):
+        if (folder / "config.json").is_file():
+            return Settings.read(folder / "config.json")
+    return Settings(str(path), {})

@@ -1,15 +1,16 @@
 """Text to picture."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from samplers.basics import Streams
+from samplers.options import show
 from samplers.schedules.levels import Choice
 
-from ..conditioning import Conditioning, Sizes, encode
+from ..conditioning import Conditioning, Sizes, as_sizes, encode
 from ..config import ModelConfig
 from ..draw import Watch, draw, start
 from ..guidance import Guidance, UNetLike, guide
@@ -35,28 +36,31 @@ def text_to_image(
     """Draw one picture per prompt: (b 3 height width) in [-1, 1]; without `decode` its final latents (b 4 h w) as the
     UNet sees them. help(ldm.tasks) describes the arguments, which all tasks share. Raises ValueError or TypeError for
     an argument that does not fit, by its name; FloatingPointError if a stage produces NaN or infinity."""
-    check_text_suffices(model.facts)
+    check_text_suffices(model)
     height, width = picture_size(model, height, width)
     texts, numbers = pair(prompts, seeds)
-    negatives = one_each("negative", negative, len(numbers))
-    sizes = sizes or Sizes(original=(height, width), target=(height, width))
+    negatives = one_each("negative", [None] if negative is None else negative, len(numbers))
+    sizes = Sizes((height, width), (height, width)) if sizes is None else as_sizes("sizes", sizes)
 
     cond = encode(model, texts, sizes)
-    uncond = encode(model, negatives, negative_sizes or sizes)
+    uncond = encode(model, negatives, sizes if negative_sizes is None else as_sizes("negative_sizes", negative_sizes))
     run = plan(model, steps, sampler, schedule, options)
     shape = model.facts.vae.latent_channels, height // model.vae.factor, width // model.vae.factor
     streams = Streams(numbers, shape, cond.context.device)
     x = start(run, streams, noise)
     strength = run.guidance if guidance is None else guidance
-    guided = guide(network or model.unet, cond, uncond, strength, run.sigmas, run.sampler.guidance.off)
+    network = model.unet if network is None else as_network(network)
+    guided = guide(network, cond, uncond, strength, run.sigmas, run.sampler.guidance.off)
     return draw(model, guided, x, run, streams, watch, decode)
 
 
-def check_text_suffices(facts: ModelConfig) -> None:
-    """Raises ValueError for a UNet that wants more than text."""
-    unet = facts.unet
-    if unet.in_channels > facts.vae.latent_channels or unet.class_count or unet.class_dim or unet.guidance_dim:
-        raise ValueError(f"this model needs {what_it_needs(facts)}: text to picture takes one that needs text alone")
+def check_text_suffices(model: Model) -> None:
+    """Raises ValueError for a UNet that wants more than text, TypeError for what is no model."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model {show(model)}: a Model is expected, such as weights.load(source) gives")
+    unet = model.facts.unet
+    if unet.in_channels > model.facts.vae.latent_channels or unet.class_count or unet.class_dim or unet.guidance_dim:
+        raise ValueError(f"this model needs {what_it_needs(model.facts)}: text to picture takes what needs text alone")
 
 
 def what_it_needs(facts: ModelConfig) -> str:
@@ -68,6 +72,13 @@ def what_it_needs(facts: ModelConfig) -> str:
         return "an embedded guidance scale (LCM)"
     more = facts.unet.in_channels - facts.vae.latent_channels
     return f"{more} more input channels, such as a mask or a depth map"
+
+
+def as_network(network: Any) -> UNetLike:
+    """What runs in place of the UNet. Raises TypeError for what cannot be called."""
+    if not callable(network):
+        raise TypeError(f"network {show(network)}: a function (x, t, context, vector) -> output is expected")
+    return network
 
 
 def picture_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
@@ -105,7 +116,7 @@ def refuse_pair(texts: Texts, numbers: list[int]) -> NoReturn:
     raise ValueError(f"seed {wrong}: must be between 0 and {MAX_SEED}")
 
 
-def one_each(name: str, prompts: Prompts | None, pictures: int) -> Texts:
+def one_each(name: str, prompts: Prompts, pictures: int) -> Texts:
     """One text per picture; a single one serves all."""
     texts = as_texts(name, prompts)
     if len(texts) == 1:
@@ -119,13 +130,14 @@ def as_texts(name: str, prompts: Any) -> Texts:
     """A list of texts, or the Conditioning. Raises TypeError, which names the argument, for anything else."""
     if isinstance(prompts, Conditioning):
         return prompts
-    texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
-    if not all(isinstance(text, str | None) for text in texts):
-        raise TypeError(f"{name} {prompts!r}: give a text, several, or a Conditioning")
+    one = isinstance(prompts, str | Set | Mapping) or not isinstance(prompts, Iterable)  # a set has no order
+    texts = [prompts] if one else list(prompts)
+    if prompts is None or not all(isinstance(text, str | None) for text in texts):
+        raise TypeError(f"{name} {show(prompts)}: give a text, several, or a Conditioning")
     return texts
 
 
 def as_seeds(seeds: Any) -> list[int]:
     """One whole number of any kind, or several; a tensor or an array without axes is one."""
-    several = isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1) > 0
-    return [as_int("seeds", seed) for seed in (seeds if several else [seeds])]
+    several = isinstance(seeds, Iterable) and not isinstance(seeds, str | bytes | Set | Mapping)
+    return [as_int("seeds", seed) for seed in (seeds if several and getattr(seeds, "ndim", 1) > 0 else [seeds])]

@@ -4,15 +4,21 @@ Three programs mean three things by the strength of an image-to-image run; each 
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 
 def start_at_strength(sigmas: list[float], strength: float) -> list[float]:
     """The last int(strength * steps) steps: image-to-image as diffusers counts.
 
-    Add noise of level result[0] to the picture. Raises ValueError if no step is left.
+    Add noise of level result[0] to the picture. Raises ValueError if no step is left, or for more than 1; TypeError for
+    what is no number.
     """
+    if isinstance(strength, bool) or not isinstance(strength, Real):
+        raise TypeError(f"strength {strength!r}: a number is expected, more than 0, to 1")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength}: choose more than 0, to 1")
     steps = len(sigmas) - 1
-    kept = min(int(steps * strength), steps)
+    kept = int(steps * strength)
     if kept < 1:
         raise ValueError(f"strength {strength} of {steps} steps: leaves none; choose at least {1 / steps:.3g}")
     return sigmas[steps - kept :]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate, pairwise
-from math import cos, pi, sqrt
+from math import cos, inf, pi, sqrt
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..basics import EDM, Levels, NoiseTable, karras, leading
+from ..options import as_numbers, show, takes
 from . import spacing, tables
 
 # The levels that networks were trained with
@@ -141,10 +142,8 @@ Choice = str | Sequence[float] | Callable[[Levels, int], Sequence[float]]
 
 
 def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention = EXACT, offset: int = 1) -> Chosen:
-    """The levels of a schedule with the end appended, and the time of each level that is not the end.
-
-    schedule: see Choice. offset: added to every time of "leading". Raises ValueError for what cannot be had.
-    """
+    """The levels of a schedule with the end appended, and the time of each level that is not the end. schedule: see
+    Choice. offset: added to every time of "leading". Raises ValueError for what cannot be had."""
     if not isinstance(schedule, str):
         return with_times(levels, checked_list(levels, schedule, steps), convention)
     # A plain name and a usual number of steps on a table of levels need no second look.
@@ -213,14 +212,22 @@ def with_times(levels: Levels, sigmas: list[float], convention: Convention = EXA
 
 
 def checked_list(levels: Levels, schedule: Choice, steps: int) -> list[float]:
-    """A caller's own list of sigmas, or that of a caller's function."""
+    """A caller's own list of sigmas, or that of a caller's function. Raises TypeError or ValueError for others."""
+    found: Any = schedule
+    if callable(schedule):
+        if not takes(schedule, 2):
+            raise TypeError(f"schedule {show(schedule)}: a function of (levels, steps) is expected")
+        found = schedule(levels, steps)
     try:
-        found: Any = schedule(levels, steps) if callable(schedule) else schedule
-        sigmas = [float(sigma) for sigma in found]
-    except (TypeError, ValueError):
-        raise TypeError(f"schedule {schedule!r}: give a name, a list of sigmas or a function that makes one") from None
-    if len(sigmas) < 2 or not sigmas[-1] >= 0 or not all(a > b for a, b in pairwise(sigmas)):
-        raise ValueError(f"schedule {sigmas}: noise levels must decrease in every step, and not below 0")
+        sigmas = as_numbers(found)
+    except TypeError:
+        made = f" made {show(found)}" if callable(schedule) else ""
+        wanted = "give a name, a list of sigmas or a function (levels, steps) that makes one"
+        raise TypeError(f"schedule {show(schedule)}{made}: {wanted}") from None
+    falls = all(a > b for a, b in pairwise(sigmas))
+    if len(sigmas) < 2 or not falls or sigmas[0] == inf or not sigmas[-1] >= 0:
+        law = "noise levels must decrease in every step, from a finite one, and not below 0"
+        raise ValueError(f"schedule {show(sigmas)}: {law}")
     return sigmas
 
 

@@ -125,7 +125,7 @@ def main():
         return run_worker(*args.worker)
     import weights
     from ldm.config import MODELS
-    from weights.write_folder import write_facts
+    from weights.layouts.diffusers import write_facts
 
     with tempfile.TemporaryDirectory() as scratch:
         file = args.model or Path(scratch) / "sdxl.safetensors"

@@ -24,7 +24,7 @@ from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 from ldm.unet import UNet
 from ldm.vae import VAE
-from weights.write_folder import write_json
+from weights.disk.write import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -29,10 +29,11 @@ from ldm.unet import UNet
 from support.networks import clip_pair, token_ids, unet_inputs, unet_pair
 from support.numbers import randn, relative_error, relative_l2
 from weights import CheckpointError
-from weights.lora_files import load_adapter, names_of
-from weights.lora_kinds import FIELDS, by_pattern
-from weights.lora_save import save_adapter
-from weights.settings import Settings
+from weights.adapters.kinds import FIELDS, by_pattern
+from weights.adapters.names import names_of
+from weights.adapters.read import load_adapter
+from weights.adapters.write import save_adapter
+from weights.disk.settings import Settings
 
 CLOSE = 1e-12  # of float64: networks of some twenty layers; measured 1e-14
 NONE = dict.fromkeys(("vae", "tokenizer", "scheduler", "safety_checker", "feature_extractor"))

@@ -44,7 +44,7 @@ def test_a_notebook_runs(path, tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(NO_NETWORK), str(ROOT)])},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert run.returncode == 0, run.stderr
 

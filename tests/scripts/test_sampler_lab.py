@@ -65,7 +65,7 @@ def lab(tmp_path_factory):
         "--out",
         str(out),
     ]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(out / "lab.html")
     return out
@@ -218,7 +218,7 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path):
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
-        timeout=120,
+        timeout=1800,
     )
     assert run.returncode == 2 and run.stderr.startswith("error: plots need matplotlib: pip install")
     assert run.stderr.count("\n") == 1

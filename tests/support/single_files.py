@@ -32,12 +32,12 @@ from support.networks import (
     REFERENCE_UNCLIP,
 )
 from support.numbers import randomize
-from weights import configs
-from weights.layouts import NETWORKS, SINGLE_FILES, Piece, ema_key, pieces
-from weights.save import section_tensors
-from weights.settings import Settings
+from weights.disk.settings import Settings
+from weights.layouts import diffusers_configs as configs
+from weights.layouts.names import SINGLE_FILES, UNET_AND_VAE, Piece, ema_key, pieces
+from weights.layouts.one_network import tensors_of
 
-UNET_PREFIX, VAE_PREFIX = NETWORKS["unet"].prefix, NETWORKS["vae"].prefix
+UNET_PREFIX, VAE_PREFIX = UNET_AND_VAE["unet"].prefix, UNET_AND_VAE["vae"].prefix
 SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 SGM_TEXT, SDXL_TEXT_2 = "conditioner.embedders.0.model.", "conditioner.embedders.1.model."
 POSITION_IDS = {SD1_TEXT + "embeddings.position_ids": ("I64", (1, 77))}
@@ -93,7 +93,7 @@ def network_keys(model: str) -> dict[str, tuple[int, ...]]:
     return {
         key: tuple(tensor.shape)
         for part, section in SINGLE_FILES[LAYOUTS[model]].items()
-        for key, tensor in section_tensors(networks[part], section).items()
+        for key, tensor in tensors_of(networks[part], section).items()
     }
 
 
@@ -259,12 +259,12 @@ def open_clip_tower(name: str) -> nn.Module:
 
 
 def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
-    cfg = configs.unet_config(Settings("the tiny UNet", json.loads(unet.to_json_string())))
+    cfg = configs.read_unet(Settings("the tiny UNet", json.loads(unet.to_json_string())))
     return inverse(converters.convert_ldm_unet_checkpoint, unet, pieces(unet.state_dict(), cfg, "ldm"), UNET_PREFIX)
 
 
 def vae_to_ldm(vae: nn.Module) -> dict[str, Tensor]:
-    cfg = configs.vae_config(Settings("the tiny VAE", json.loads(vae.to_json_string())))
+    cfg = configs.read_vae(Settings("the tiny VAE", json.loads(vae.to_json_string())))
     return inverse(converters.convert_ldm_vae_checkpoint, vae, pieces(vae.state_dict(), cfg, "ldm"), VAE_PREFIX)
 
 

@@ -24,10 +24,8 @@ from ldm.config import ModelConfig
 from support import tiny
 from support.single_files import COUNTERS, published
 from weights import CheckpointError
-from weights.files import read_stored
-from weights.folder import read_folder
-from weights.recognize import recognize
-from weights.safetensors_file import BITS, mapped, read_header
+from weights.disk.safetensors import BITS, open_mapped, read_header, read_stored
+from weights.layouts import diffusers, single_file
 
 SECOND, ROOM = 1.0, 200 * 2**20
 STRICTER = {  # what the library reads and we refuse, by the words of our error -> why
@@ -310,7 +308,7 @@ def compare_with_library(path: Path, found: object, reasons: Counter) -> bool:
         if not isinstance(found, str):  # the one thing that we refuse only when the file is opened
             assert b"-0" in path.read_bytes(), f"the library says {error}, and we accept {path.read_bytes()}"
             with pytest.raises(CheckpointError, match="floating point `-0.0`"):
-                mapped(path)
+                open_mapped(path)
         return False
     if isinstance(found, str):
         why = [words for words in STRICTER if words in found]
@@ -422,7 +420,7 @@ def test_settings(tmp_path):
                 put(file, json.dumps(values).encode())
             else:
                 put(file, damaged(texts[file], dice))
-            found = outcome(read_folder, file.parent if file.name == "model_index.json" else home)
+            found = outcome(diffusers.read, file.parent if file.name == "model_index.json" else home)
             lines[kind(found)] += 1
             put(file, texts[file])
     assert 30 < lines["good"] < 105 and len(lines) > 30, lines
@@ -520,7 +518,7 @@ def test_checkpoints(model, count, tmp_path):
             for _ in range(dice.choice([1, 1, 2])):
                 keys_now = changed(keys_now, dice)
             write_sparse(path, keys_now, dice.choice(METADATA) if dice.random() < 0.5 else {})
-            found = outcome(recognize, path)
+            found = outcome(single_file.read, path)
             lines[kind(found)] += 1
             assert isinstance(found, str) or sane(found.facts), found.facts
     assert len(lines) > 5, lines

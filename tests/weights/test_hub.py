@@ -1,4 +1,4 @@
-"""weights.hub with the hub's real client, against a hub on this machine.
+"""weights.hub.download with the hub's real client, against a hub on this machine.
 
 The client reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is imported, and conftest.py has forbidden it the
 network before that. So the fixture sets its constants as those variables would; one test, which needs a process to
@@ -23,7 +23,8 @@ import weights
 from support import tiny
 from support.hub_server import Hub, sha256
 from weights import CheckpointError
-from weights.hub import fetch, is_repo, model_files, one_file, part_files
+from weights.hub.download import fetch, is_repo
+from weights.hub.wanted import model_files, one_file, part_files
 
 REPO, FILE = "owner/name", "model.safetensors"
 BIG = os.urandom(3_000_000)
@@ -505,8 +506,8 @@ def test_killed_process_loses_nothing(hub, tmp_path, monkeypatch):
     hub.push(REPO, {FILE: BIG})
     hub.stalls[FILE] = 2_000_000
     code = (
-        "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 2**16; from weights.hub import "
-        "fetch; fetch('owner/name', lambda names: names)"
+        "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 2**16; "
+        "from weights.hub.download import fetch; fetch('owner/name', lambda names: names)"
     )
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,
@@ -673,7 +674,7 @@ def test_server_that_does_not_answer(hub, monkeypatch):
     ],
 )
 def test_server_that_is_no_hub(hub, monkeypatch, reply):
-    monkeypatch.setattr("hub_server.Handler.info", lambda self, *args: self.answer(200, {}, reply))
+    monkeypatch.setattr("support.hub_server.Handler.info", lambda self, *args: self.answer(200, {}, reply))
     assert "does not answer as the hub does" in refused()
 
 

@@ -27,11 +27,10 @@ from support.single_files import (
     file_size,
     published,
 )
-from weights.files import Held
-from weights.fill import account, empty
-from weights.layouts import SINGLE_FILES
-from weights.recognize import recognize_stored
-from weights.safetensors_file import Entry
+from weights.checkpoint import build, match_tensors
+from weights.disk.safetensors import Entry, Held
+from weights.layouts.names import SINGLE_FILES
+from weights.layouts.single_file import describe_stored
 
 SIGMAS = {"denoiser.sigmas": (1000,)}
 PLAYGROUND = MODELS["playground_v25"].latent
@@ -126,13 +125,13 @@ def value(held: Held) -> torch.Tensor:
 @pytest.mark.parametrize("name", FILES)
 def test_published_files_are_recognized_and_complete(name):
     model, keys, *_ = FILES[name]
-    found = recognize_stored(on_disk(keys()), {}, "published", value)
+    found = describe_stored(on_disk(keys()), {}, "published", value)
     assert found.facts == MODELS[model]
     assert found.layout == LAYOUTS[model][0]
     for part in found.parts.values():
-        network = empty(part)
-        assert len(account(network, part)) == len(network.state_dict())
-    assert bool(found.guesses) == (model == "sd2_base")
+        network = build(part)
+        assert len(match_tensors(network, part)) == len(network.state_dict())
+    assert bool(found.warnings) == (model == "sd2_base")
 
 
 @pytest.mark.parametrize("model", LAYOUTS)
@@ -143,7 +142,7 @@ def test_every_family_at_full_size(model):
         model,
         **({"edm_mean": ("F32", (1, 4, 1, 1)), "edm_std": ("F32", (1, 4, 1, 1))} if model == "playground_v25" else {}),
     )
-    found = recognize_stored(
+    found = describe_stored(
         on_disk(keys),
         {},
         "published",
@@ -151,7 +150,7 @@ def test_every_family_at_full_size(model):
     )
     assert found.facts == MODELS[model]
     for part in found.parts.values():
-        account(empty(part), part)
+        match_tensors(build(part), part)
 
 
 # tiny files with values

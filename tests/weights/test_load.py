@@ -26,8 +26,11 @@ from support.networks import POOLED, TIME_ID, TINY_CLIPS, TINY_UNETS, TINY_VAES,
 from support.numbers import randn, relative_error, relative_l2
 from support.paths import ROOT
 from support.tiny import TEXT_FILE, UNET_FILE, VAE_FILE
-from weights import CheckpointError, configs, folder
-from weights.settings import Settings
+from weights import CheckpointError
+from weights.disk.settings import Settings
+from weights.layouts import diffusers as folder
+from weights.layouts import diffusers_configs as configs
+from weights.layouts import diffusers_scheduler as scheduler
 
 PIPELINES = {"sd": tiny.tiny_sd, "sd2": tiny.tiny_sd2, "sdxl": tiny.tiny_sdxl, "refiner": tiny.tiny_refiner}
 
@@ -186,16 +189,16 @@ def test_facts(name, saved):
 
 @pytest.mark.parametrize("name", config.UNETS)
 def test_published_unets(name):
-    assert configs.unet_config(Settings("config.json", published.UNETS[name])) == config.UNETS[name]
+    assert configs.read_unet(Settings("config.json", published.UNETS[name])) == config.UNETS[name]
 
 
 def test_published_vaes_and_text_towers():
     for name, settings in published.VAES.items():
-        assert configs.vae_config(Settings("config.json", settings)) == config.VAES[name]
+        assert configs.read_vae(Settings("config.json", settings)) == config.VAES[name]
     for name, (tower, settings) in published.CLIPS.items():
         act = {"hidden_act": "quick_gelu" if name == "l" else "gelu"}
         projected = tower is transformers.CLIPTextModelWithProjection
-        assert configs.clip_config(Settings("config.json", settings | act), projected) == config.CLIPS[name]
+        assert configs.read_clip(Settings("config.json", settings | act), projected) == config.CLIPS[name]
 
 
 class Watched(UserDict):
@@ -224,9 +227,9 @@ IGNORED = {  # settings that change no output of a network in inference
 @pytest.mark.parametrize(
     "kind, cls, read, table",
     [
-        ("unet", diffusers.UNet2DConditionModel, configs.unet_config, configs.UNET_ONLY),
-        ("vae", diffusers.AutoencoderKL, configs.vae_config, configs.VAE_ONLY),
-        ("clip", transformers.CLIPTextConfig, lambda s: configs.clip_config(s, False), configs.CLIP_ONLY),
+        ("unet", diffusers.UNet2DConditionModel, configs.read_unet, configs.UNET_ONLY),
+        ("vae", diffusers.AutoencoderKL, configs.read_vae, configs.VAE_ONLY),
+        ("clip", transformers.CLIPTextConfig, lambda s: configs.read_clip(s, False), configs.CLIP_ONLY),
     ],
 )
 def test_every_setting_is_read_or_refused(kind, cls, read, table):
@@ -277,20 +280,20 @@ def test_every_setting_is_read_or_refused(kind, cls, read, table):
 )
 def test_unet_settings_refused(changes, word):
     with pytest.raises(CheckpointError, match=f"^config.json: {word} is .*: "):
-        configs.unet_config(Settings("config.json", changes))
+        configs.read_unet(Settings("config.json", changes))
 
 
 def test_num_attention_heads_comes_before_attention_head_dim():
     settings = Settings("config.json", {"attention_head_dim": 8, "num_attention_heads": [5, 10, 20, 20]})
-    assert configs.unet_config(settings).heads == (5, 10, 20, 20)
+    assert configs.read_unet(settings).heads == (5, 10, 20, 20)
 
 
 # samplers and prompts
 
 
-@pytest.mark.parametrize("name", folder.SCHEDULERS)
+@pytest.mark.parametrize("name", scheduler.SCHEDULERS)
 def test_scheduler_defaults_are_those_of_the_class(name):
-    facts = folder.sampling(Settings("scheduler_config.json", {}), name, "sdxl")
+    facts = scheduler.read_scheduler(Settings("scheduler_config.json", {}), name, has_sizes=True)
     theirs = {key: p.default for key, p in inspect.signature(getattr(diffusers, name)).parameters.items()}
     noise = facts["noise"]
     if noise.edm:
@@ -324,7 +327,7 @@ def test_scheduler_defaults_are_those_of_the_class(name):
     ],
 )
 def test_scheduler_settings(name, settings, expected):
-    facts = folder.sampling(Settings("scheduler_config.json", settings), name, "sdxl")
+    facts = scheduler.read_scheduler(Settings("scheduler_config.json", settings), name, has_sizes=True)
     assert (facts["sampler"], facts["schedule"], facts["prediction"]) == expected
     assert not name.startswith("EDM") or facts["noise"] == config.NoiseConfig(edm=True, sigma_max=40.0)
 
@@ -346,7 +349,7 @@ def test_scheduler_settings(name, settings, expected):
 )
 def test_scheduler_settings_refused(settings):
     with pytest.raises(CheckpointError, match=f"^scheduler_config.json: {next(iter(settings))} is "):
-        folder.sampling(Settings("scheduler_config.json", settings), "EulerDiscreteScheduler", "sdxl")
+        scheduler.read_scheduler(Settings("scheduler_config.json", settings), "EulerDiscreteScheduler", has_sizes=True)
 
 
 def test_sd_pipelines_insist_on_offset_1(tmp_path):
@@ -502,7 +505,7 @@ def test_vae_that_overflows_in_float16_gets_float32(name, changes, expected, bro
 def test_x4_upscaler_has_such_a_vae_too(rows, careful, broken):
     path = broken()
     tiny.edit_json(path / "unet/config.json", lambda c: c | {"num_class_embeds": rows})
-    assert folder.read_folder(path).facts.careful_vae == careful
+    assert folder.read(path).facts.careful_vae == careful
 
 
 def test_dtypes(saved):

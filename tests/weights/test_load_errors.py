@@ -15,8 +15,9 @@ from support import tiny
 from support.single_files import Written
 from support.tiny import TEXT_FILE, UNET_FILE, VAE_FILE
 from weights import CheckpointError
-from weights.files import find_weights
-from weights.fill import READS_TEXT
+from weights.checkpoint import READS_TEXT
+from weights.disk.safetensors import choose_file
+from weights.disk.settings import names_in
 
 
 @pytest.fixture(scope="module")
@@ -575,7 +576,7 @@ def test_variant_that_is_not_there(broken):
     path = broken()
     copied(VAE_FILE, "vae/diffusion_pytorch_model.fp16.safetensors")(path)
     with pytest.raises(CheckpointError, match=r"/vae has no variant 'bf16': it offers '\w+', '\w+'$") as caught:
-        find_weights(path / "vae", "diffusion_pytorch_model", "bf16")
+        choose_file(str(path / "vae"), names_in(path / "vae"), "diffusion_pytorch_model", "bf16")
     assert "'plain'" in str(caught.value) and "'fp16'" in str(caught.value)
     with pytest.raises(CheckpointError, match="/unet has no variant 'fp16': it offers 'plain'"):
         weights.load(path, variant="fp16")

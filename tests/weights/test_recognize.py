@@ -27,9 +27,8 @@ from support.numbers import randn, randomize, relative_l2
 from support.single_files import SD1_TEXT, SDXL_TEXT_2, SGM_TEXT, Written
 from support.tiny import TEXT_FILE, UNET_FILE, VAE_FILE
 from weights import CheckpointError
-from weights.layouts import ema_key
-from weights.load import read_checkpoint
-from weights.safetensors_file import read_header
+from weights.disk.safetensors import read_header
+from weights.layouts.names import ema_key
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def changed(files, tmp_path):
 
 
 def facts_of(path, **settings):
-    return read_checkpoint(path, **settings).facts
+    return weights.describe(path, **settings).facts
 
 
 # what the network was trained for

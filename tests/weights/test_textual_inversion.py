@@ -13,7 +13,6 @@ from transformers import CLIPTokenizer
 import weights
 from ldm import tasks
 from ldm.clip import EOT
-from ldm.conditioning import read
 from ldm.config import MODELS
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
@@ -21,7 +20,7 @@ from support.networks import clip_pair
 from support.numbers import randn, relative_error, relative_l2
 from support.tiny import PADS, write_tokenizer
 from weights import CheckpointError
-from weights.textual_inversion import Embedding, add_embedding
+from weights.adapters.embedding import Embedding, add_embedding
 
 FAMILIES = {"sd15": ("l",), "sd2": ("h",), "sdxl": ("l", "bigg"), "sdxl_refiner": ("bigg",)}
 WIDTHS = {"l": 32, "h": 48, "bigg": 40}
@@ -36,10 +35,11 @@ def model_of(name: str) -> Model:
 
 
 def features(name: str, model: Model, prompts: list[str]) -> list:
+    found = []
     with torch.no_grad():
-        return [
-            read(tower, model.tokenizer, prompts, pad) for tower, pad in zip(model.texts.values(), model.facts.pad_ids)
-        ]
+        for tower, pad in zip(model.texts.values(), model.facts.pad_ids):
+            found.append(tower(model.tokenizer(prompts, pad).ids))
+    return found
 
 
 def pipeline_of(name: str, folder: Path) -> StableDiffusionPipeline | StableDiffusionXLPipeline:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Collection
 
-from .errors import CheckpointError, listed, shown
-from .files import chosen, offered
+from ..disk.safetensors import choose_file, variants
+from ..errors import CheckpointError, listed, shown
 
-NETWORKS = {
+WEIGHT_FILES = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
@@ -15,7 +15,7 @@ NETWORKS = {
 SETTINGS = (
     "model_index.json",
     "scheduler/scheduler_config.json",
-    *(f"{part}/config.json" for part in NETWORKS),
+    *(f"{part}/config.json" for part in WEIGHT_FILES),
     *(
         f"{folder}/{file}.json"
         for folder in ("tokenizer", "tokenizer_2")
@@ -28,9 +28,11 @@ def model_files(names: list[str], variant: str | None = None, without: Collectio
     """Of a repository in diffusers' layout, the files that weights.load reads, but the weights of the parts `without`.
     CheckpointError if a part lacks any."""
     if "model_index.json" not in names:
-        raise CheckpointError(f"it has no model_index.json, so it is no model in diffusers' layout: {remedy(names)}")
+        raise CheckpointError(
+            f"it has no model_index.json, so it is no model in diffusers' layout: {what_instead(names)}"
+        )
     files = [name for name in SETTINGS if name in names]
-    for part in NETWORKS:
+    for part in WEIGHT_FILES:
         if part not in without and any(name.startswith(part + "/") for name in names):
             files += weight_files(names, part, part, variant)
     return files
@@ -43,10 +45,20 @@ def part_files(names: list[str], part: str | None = None, variant: str | None = 
         training = [name for name in names if part == "unet" and name == "scheduler/scheduler_config.json"]
         return [f"{part}/config.json", *training, *weight_files(names, part, part, variant)]
     if "config.json" not in names or "model_index.json" in names:
-        raise CheckpointError(f"it has no {part or 'network'}, neither in a folder nor alone: {remedy(names)}")
+        raise CheckpointError(f"it has no {part or 'network'}, neither in a folder nor alone: {what_instead(names)}")
     at_root = [name for name in names if "/" not in name]
-    part = part or ("unet" if offered(at_root, NETWORKS["unet"]) else "text_encoder")
+    part = part or ("unet" if variants(at_root, WEIGHT_FILES["unet"]) else "text_encoder")
     return ["config.json", *weight_files(names, "", part, variant)]
+
+
+def any_files(names: list[str], variant: str | None = None) -> list[str]:
+    """Of a repository of any kind: a model, a network alone or an adapter."""
+    if "model_index.json" in names:
+        return model_files(names, variant)
+    if "config.json" in names:
+        return part_files(names, variant=variant)
+    beside = [name for name in names if name == "adapter_config.json"]
+    return [*one_file(names), *beside]
 
 
 def one_file(names: list[str], file: str | None = None) -> list[str]:
@@ -54,19 +66,21 @@ def one_file(names: list[str], file: str | None = None) -> list[str]:
     found = [file] if file else weights_at_root(names)
     if len(found) != 1 or found[0] not in names:
         wanted = f"no file {shown(file)}" if file else "not one .safetensors file at its root"
-        raise CheckpointError(f"it has {wanted}: {remedy(names)}")
+        raise CheckpointError(f"it has {wanted}: {what_instead(names)}")
     return found
 
 
 def weight_files(names: list[str], folder: str, part: str, variant: str | None) -> list[str]:
-    """The weight file in a folder, "" for the root, or an index and its shards; chosen as in weights.files."""
-    path, stem = folder + "/" if folder else "", NETWORKS[part]
+    """The weight file in a folder, "" for the root, or an index and its shards; chosen as in a folder."""
+    path = f"{folder}/" if folder else ""
+    stem = WEIGHT_FILES[part]
     inside = [name.removeprefix(path) for name in names if name.startswith(path)]
-    file = chosen(folder or "its root", inside, stem, variant)
+    file = choose_file(folder or "its root", inside, stem, variant)
     if file.endswith(".safetensors"):
         return [path + file]
-    kind = next(kind for kind, name in offered(inside, stem).items() if name == file)
-    tag, numbers = re.escape(f".{kind}") if kind else "", r"-\d+-of-\d+"
+    kind = next(kind for kind, name in variants(inside, stem).items() if name == file)
+    tag = re.escape(f".{kind}") if kind else ""
+    numbers = r"-\d+-of-\d+"
     shard = re.compile(rf"{stem}({tag}{numbers}|{numbers}{tag})\.safetensors")
     return [path + name for name in inside if shard.fullmatch(name) or name == file]
 
@@ -75,7 +89,7 @@ def weights_at_root(names: list[str]) -> list[str]:
     return [name for name in names if "/" not in name and name.endswith(".safetensors")]
 
 
-def remedy(names: list[str]) -> str:
+def what_instead(names: list[str]) -> str:
     single = weights_at_root(names)
     if single:
         return f"name one of its files, as owner/name/FILE: {listed(single)}"

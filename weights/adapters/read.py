@@ -1,38 +1,37 @@
 """Adapter files -> ldm.adapters.lora.Adapter, from every layout in which they are published.
 
-    kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .alpha; text towers
-                lora_te_, in SDXL lora_te1_ and lora_te2_; SDXL's UNet also in sgm's names; LyCORIS adds other kinds
-    diffusers   unet.<path>.lora_A.weight, .lora_B.weight; before that <path>.lora.down.weight, and at first
-                <path>.attn1.processor.to_q_lora.down.weight; text_encoder., text_encoder_2.
-    peft        base_model.model.<path>.lora_A.weight, and adapter_config.json beside the file
-
-kohya's underscores cannot be turned back into dots, so names are looked up in a table made from the model's own paths.
+kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .alpha; text towers
+            lora_te_, in SDXL lora_te1_ and lora_te2_; SDXL's UNet also in sgm's names; LyCORIS adds other kinds
+diffusers   unet.<path>.lora_A.weight, .lora_B.weight; before that <path>.lora.down.weight, and at first
+            <path>.attn1.processor.to_q_lora.down.weight; text_encoder., text_encoder_2.
+peft        base_model.model.<path>.lora_A.weight, and adapter_config.json beside the file
 """
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, fits
-from ldm.adapters.lora import Adapter, networks, parameters
+from ldm.adapters.lora import Adapter, parameters
 from ldm.model import Model
 
-from .disk import names_in, parse_json, read_json
-from .errors import CheckpointError, listed, shown
-from .files import remedy
-from .fill import TEXT_WIDTHS, is_finite
-from .layouts import Table, renamed, unet_table
-from .lora_kinds import build, scale_of, split
-from .safetensors_file import FLOATS, mapped, read_header
-from .settings import Settings
+from ..checkpoint import read_values, text_width
+from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored, why_none
+from ..disk.settings import Settings, names_in, parse_json
+from ..errors import CheckpointError, listed, shown
+from .kinds import build, scale_of, split_key
+from .names import names_of
 
+T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
 WHOLE = ("I64", "I32", "I16", "I8", "U8")  # an alpha may be of these types
-FIRST_NAMES = {"to_out.0": "to_out", "q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 READS_TEXT = re.compile(r"attn2[._]to_k$")
-Group = dict[str, tuple[str, Tensor]]  # what a file holds for one module: field -> key and tensor
+Group = dict[str, tuple[str, T]]  # what a file holds for one module: field -> key and tensor
 
 
 def load_adapter(source: str | Path, model: Model, part: str | None = None, partial: bool = False) -> Adapter:
@@ -46,12 +45,14 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     """
     path = adapter_file(Path(source))
     tensors, metadata = read_all(path)
-    groups, unmatched = grouped(path, tensors)
-    configs, table = read_configs(path, tensors, metadata), names_of(model, part)
+    groups, unmatched = group_tensors(path, tensors)
+    configs = read_configs(path, tensors, metadata)
+    table = names_of(model, part)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
     deltas: dict[str, Delta] = {}
     for module, group in groups.items():
-        key, homes = next(iter(group.values()))[0], table.get(module, [])
+        key = next(iter(group.values()))[0]
+        homes = table.get(module, [])
         fields = {field: tensor for field, (_, tensor) in group.items()}
         scale = scale_of(module, fields, configs)
         try:
@@ -75,14 +76,71 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     return Adapter(deltas, str(source), metadata, tuple(unmatched))
 
 
+class NotAnAdapter(CheckpointError):
+    """There is no adapter where one was looked for."""
+
+
+class Change(NamedTuple):
+    """What an adapter does to one module, by the name that its file gives it. kind: a class of ldm.adapters.deltas; its
+    rank is 0 where it has none."""
+
+    module: str
+    kind: str
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter without the model that it is for. unknown: keys that no adapter has. problems: one line for each
+    module whose tensors do not make up a change."""
+
+    path: Path
+    changes: tuple[Change, ...]
+    unknown: tuple[str, ...]
+    problems: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Key and value, as float32, of each tensor."""
+        return read_values(read_stored(self.path).values())
+
+
+def describe_adapter(source: str | Path) -> AdapterFile:
+    """What a .safetensors file, or the one in a folder, changes and how. NotAnAdapter if it holds none,
+    another CheckpointError for whatever is wrong with it."""
+    path = adapter_file(Path(source))
+    metadata = read_header(path).metadata
+    with open_mapped(path) as file:
+        tensors = {key: file.get_tensor(key) for key in read_header(path).entries}  # their values stay on the disk
+    groups, unknown = group_tensors(path, tensors)
+    if not groups:
+        raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
+    configs = read_configs(path, tensors, metadata)
+    changes = []
+    problems = []
+    for module, group in groups.items():
+        fields = {name: tensor for name, (_, tensor) in group.items()}
+        scale = scale_of(module, fields, configs)
+        try:
+            delta = list(build(fields, scale).values())[-1]  # a bias comes first
+        except ValueError as error:
+            problems.append(f"{path}: {shown(module)}: {error}")
+            continue
+        inner = delta.direction if isinstance(delta, DoRA) else delta
+        rank = getattr(inner, "rank", None) or 0
+        changes.append(Change(module, type(delta).__name__, rank, round(scale * rank, 6)))
+    return AdapterFile(path, tuple(changes), tuple(unknown), tuple(problems), metadata)
+
+
 def adapter_file(source: Path) -> Path:
     if not source.is_dir():
         return source
     names = names_in(source)
     found = [name for name in FILES if name in names] or [name for name in names if name.endswith(".safetensors")]
     if len(found) != 1:
-        problem = f"several adapters: choose one of {listed(found)}" if found else f"no adapter: {remedy(names)}"
-        raise CheckpointError(f"{source} holds {problem}")
+        problem = f"several adapters: choose one of {listed(found)}" if found else f"no adapter: {why_none(names)}"
+        raise NotAnAdapter(f"{source} holds {problem}")
     return source / found[0]
 
 
@@ -92,7 +150,7 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for key, entry in header.entries.items():
         if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-    with mapped(path) as file:
+    with open_mapped(path) as file:
         tensors = {key: file.get_tensor(key) for key in header.entries}
     tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
     for key, tensor in tensors.items():
@@ -101,13 +159,13 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, header.metadata
 
 
-def grouped(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Group], list[str]]:
+def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group[T]], list[str]]:
     """The tensors by module, and the keys that are no adapter's."""
-    groups: dict[str, Group] = defaultdict(dict)
+    groups: dict[str, Group[T]] = defaultdict(dict)
     unknown = []
     for key, tensor in tensors.items():
         try:
-            module, field = split(key)
+            module, field = split_key(key)
         except ValueError as error:
             raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
         if field in groups[module]:
@@ -121,12 +179,12 @@ def grouped(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Group], l
     return {module: group for module, group in groups.items() if group}, unknown
 
 
-def read_configs(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Settings]:
+def read_configs(path: Path, tensors: Mapping, metadata: Mapping[str, str]) -> dict[str, Settings]:
     """peft's configuration by network, under "" if the file has one network and does not say which."""
     bare = any(key.startswith("base_model.model.") for key in tensors)
     beside = path.with_name("adapter_config.json")
     if bare:  # without alpha in the tensors the strength would be a guess
-        return {"": Settings(str(beside), read_json(beside))}
+        return {"": Settings.read(beside)}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
     for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), where).items():
@@ -135,49 +193,13 @@ def read_configs(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     return {part: Settings(where, values) for part, values in configs.items()}
 
 
-def names_of(model: Model, part: str | None) -> dict[str, list[str]]:
-    """What a file may call a module -> the modules, by path, that it can mean: one, except for names without a part."""
-    table: dict[str, list[str]] = defaultdict(list)
-    sgm = unet_table(model.unet.config)
-    heads = kohya_heads(model)
-    for name, network in networks(model).items():
-        for path, module in network.named_modules():
-            if part in (None, name) and isinstance(getattr(module, "weight", None), nn.Parameter):
-                for spelling in spellings(name, path, sgm):
-                    for form in (f"{name}.{spelling}", spelling, heads[name] + spelling.replace(".", "_")):
-                        table[form].append(f"{name}.{path}")
-    return table
-
-
-def kohya_heads(model: Model) -> dict[str, str]:
-    """How kohya's names of a network begin; those of SD's tower do not fit SDXL's, whose shapes are the same."""
-    return {
-        "unet": "lora_unet_",
-        "text_encoder": "lora_te1_" if len(model.texts) > 1 else "lora_te_",
-        "text_encoder_2": "lora_te2_",
-    }
-
-
-def spellings(name: str, path: str, sgm: Table) -> set[str]:
-    """diffusers' path of a module and sgm's; for text towers also transformers' since 5.6; those of the first files."""
-    names = {path, renamed(path, sgm)} if name == "unet" else {path, path.removeprefix("text_model.")}
-    return names | {
-        spelling.removesuffix(new) + old
-        for spelling in names
-        for new, old in FIRST_NAMES.items()
-        if spelling.endswith("." + new)
-    }
-
-
 def check_family(path: Path, shape: tuple[int, ...], model: Model) -> None:
     """A change of another family's UNet deserves a better word than its shapes."""
     expected = model.unet.config.context_dim
     if len(shape) == 2 and shape[1] != expected:
-        names = [
-            f"{width} ({TEXT_WIDTHS[width]})" if width in TEXT_WIDTHS else str(width) for width in (shape[1], expected)
-        ]
         raise CheckpointError(
-            f"{path} is an adapter for another family: it reads text of width {names[0]}, and the model's is {names[1]}"
+            f"{path} is an adapter for another family: it reads text of width {text_width(shape[1])}, and the model's "
+            f"is {text_width(expected)}"
         )
 
 
@@ -187,11 +209,9 @@ def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, del
     if name not in shapes:
         raise CheckpointError(f"{path}: {shown(key)} changes {name}, which the model does not have")
     if not fits(delta, shapes[name]):
-        found = (
-            f"{delta.shape} with magnitudes {tuple(delta.magnitude.shape)}"
-            if isinstance(delta, DoRA)
-            else f"{delta.shape}"
-        )
+        found = str(delta.shape)
+        if isinstance(delta, DoRA):
+            found += f" with magnitudes {tuple(delta.magnitude.shape)}"
         raise CheckpointError(
             f"{path}: {shown(key)} makes a change of the shape {found}, and {name} of the model is {shapes[name]}"
         )

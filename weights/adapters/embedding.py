@@ -15,8 +15,8 @@ from ldm.clip import CLIPText
 from ldm.config import FAMILIES
 from ldm.model import Model
 
-from .errors import CheckpointError, listed, shown
-from .lora_files import read_all
+from ..errors import CheckpointError, listed, shown
+from .read import read_all
 
 UNNAMED = "emb_params"
 PAIR = ("clip_l", "clip_g")  # of SDXL's towers, in published order
@@ -71,25 +71,26 @@ def add_embedding(model: Model, embedding: Embedding | str | Path, token: str | 
         chosen = chosen[1:]  # SDXL's embeddings serve its refiner, which has the second tower alone
     if tuple(tensor.shape[1] for tensor in chosen) != wanted:
         raise CheckpointError(
-            f"the embedding {embedding.source} has vectors of width {named(widths)}, and the model's "
-            f"text towers {named(wanted)}"
+            f"the embedding {embedding.source} has vectors of width {describe_widths(widths)}, and the model's "
+            f"text towers {describe_widths(wanted)}"
         )
     try:
         tokenizer = model.tokenizer.with_token(token or embedding.token, len(chosen[0]))
     except ValueError as error:
         raise CheckpointError(f"the embedding {embedding.source}: {error}, as token") from None
     known = len(model.tokenizer.symbols)
-    texts = {tower: extended(text, vectors, known) for (tower, text), vectors in zip(model.texts.items(), chosen)}
+    texts = {tower: extend_table(text, vectors, known) for (tower, text), vectors in zip(model.texts.items(), chosen)}
     facts = replace(model.facts, texts=tuple(text.config for text in texts.values()))
     return replace(model, texts=texts, tokenizer=tokenizer, facts=facts)
 
 
-def named(widths: tuple[int, ...]) -> str:
+def describe_widths(widths: tuple[int, ...]) -> str:
+    """With the family that has them."""
     sizes = " and ".join(map(str, widths))
     return f"{sizes} ({TITLES[widths]})" if widths in TITLES else sizes
 
 
-def extended(text: CLIPText, vectors: Tensor, known: int) -> CLIPText:
+def extend_table(text: CLIPText, vectors: Tensor, known: int) -> CLIPText:
     """A tower that shares all parameters but the token table, which gets the vectors as rows after the `known`."""
     memo = {id(parameter): parameter for parameter in text.parameters()}
     text = copy.deepcopy(text, memo)

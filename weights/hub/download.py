@@ -1,4 +1,4 @@
-"""Models from the hub: huggingface.co, or the server that HF_ENDPOINT names, by its own client.
+"""Models from the hub: huggingface.co, or the server that HF_ENDPOINT names, by the public functions of its own client.
 
 A revision is resolved to a commit once, and from then on only that commit is read: a branch that moves meanwhile never
 mixes two versions of a model. The files lie in the cache that all of the hub's clients share:
@@ -7,32 +7,30 @@ mixes two versions of a model. The files lie in the cache that all of the hub's 
                         snapshots/<commit>/...  links to
                         blobs/<sha256>          and, while it arrives, <sha256>.incomplete
                         listings/<commit>.json  ours: all that the commit holds; it tells a part from the whole offline
+
+The client itself begins an interrupted download again from the start, so the large files are fetched by `resume`.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from .disk import read_json
-from .errors import CheckpointError, listed, shown
-from .hub_files import model_files, one_file, part_files
-
-__all__ = ["Fetched", "fetch", "is_repo", "model_files", "one_file", "part_files"]
+from ..disk.settings import read_json
+from ..errors import CheckpointError, listed, shown
+from .resume import fetch_blob
+from .wanted import one_file
 
 NAME = r"\w(?:[\w.-]*\w)?"
 REPO = re.compile(
@@ -41,8 +39,8 @@ REPO = re.compile(
     re.ASCII,
 )
 REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
-COMMIT, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
-HTTPError = HfHubHTTPError.__bases__[0]  # of the library that carries the requests: another with each major version
+COMMIT = re.compile("[0-9a-f]{40}")
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Fetched(NamedTuple):
@@ -68,7 +66,7 @@ def is_repo(source: str) -> bool:
     return bool(REPO.fullmatch(source)) and not Path(source).exists()
 
 
-def to_stderr(line: str) -> None:
+def print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -77,7 +75,7 @@ def fetch(
     wanted: Callable[[list[str]], list[str]],
     revision: str | None = None,
     offline: bool = False,
-    tell: Callable[[str], None] = to_stderr,
+    tell: Callable[[str], None] = print_to_stderr,
 ) -> Fetched:
     """The files of "owner/name" that `wanted` chooses from the names of all, or the one that the source names, in the
     cache; what is there is not fetched again.
@@ -86,34 +84,33 @@ def fetch(
     request. `tell` gets a line before the first download. Raises CheckpointError for whatever prevents it; after an
     interruption the next call goes on where this one stopped.
     """
-    repo, file = REPO.fullmatch(source).groups()
-    wanted, revision = partial(one_file, file=file) if file else wanted, revision or constants.DEFAULT_REVISION
+    parts = REPO.fullmatch(source)
+    if parts is None:
+        raise CheckpointError(f"{source} is no name of a repository: owner/name is expected")
+    repo, file = parts.groups()
+    if file:
+        wanted = partial(one_file, file=file)
+    revision = revision or constants.DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
         raise CheckpointError(f"{repo}: {shown(revision)} is no name of a revision")
-    home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    home = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     offline = offline or constants.HF_HUB_OFFLINE
-    try:
+    with explained_errors(repo, revision, home):
         commit, listing = in_cache(repo, revision, home) if offline else on_hub(repo, revision, home)
-        folder, names = home / "snapshots" / commit, choose(wanted, listing, repo, commit)
-        missing = [name for name in names if not is_whole(folder / name, listing[name])]
+        folder = home / "snapshots" / commit
+        names = choose(wanted, listing, repo, commit)
+        missing = {name: listing[name] for name in names if not is_complete(folder / name, listing[name])}
         if missing and offline:
             raise CheckpointError(
                 f"{repo}: of {len(names)} files {len(missing)} are not whole in the cache, "
-                f"{listed(missing)}: fetch it once without offline"
+                f"{listed(list(missing))}: fetch it once without offline"
             )
         if missing:
-            download(
-                repo,
-                commit,
-                {name: listing[name] for name in missing},
-                home,
-                f"{repo}, {revision} at {commit[:12]}: {len(names)} files of {total(listing, names)}",
-                tell,
-            )
+            size = megabytes(sum(listing[name].size for name in names))
+            what = f"{repo}, {revision} at {commit[:12]}: {len(names)} files of {size}"
+            download(repo, commit, missing, home, what, tell)
         if not offline and revision != commit:
             keep(home / "refs" / revision, commit)
-    except (OSError, HTTPError) as error:
-        raise CheckpointError(explained(error, repo, revision, home)) from None
     return Fetched(folder / names[0] if len(names) == 1 else folder, commit)
 
 
@@ -126,17 +123,30 @@ def choose(wanted: Callable[[list[str]], list[str]], listing: Listing, repo: str
 
 def on_hub(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
     """The commit and what it holds. A commit that was listed before needs no request: it never changes."""
-    if COMMIT.fullmatch(revision) and (known := read_listing(home, revision)):
+    known = read_listing(home, revision) if COMMIT.fullmatch(revision) else None
+    if known:
         return revision, known
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        hashes = [file.lfs and SHA256.fullmatch(file.lfs.sha256)[0] for file in info.siblings]
-        listing = {file.rfilename: File(int(file.size), sha256) for file, sha256 in zip(info.siblings, hashes)}
-        commit = COMMIT.fullmatch(info.sha)[0]
-    except (ValueError, TypeError, KeyError):  # a sign-in page of the local network, say
-        raise CheckpointError(f"{repo}: {constants.ENDPOINT} does not answer as the hub does") from None
+        siblings = info.siblings
+        listing = {file.rfilename: describe_file(file) for file in siblings or ()}
+        commit = str(info.sha)
+        is_sound = siblings is not None and COMMIT.fullmatch(commit) and all(map(has_sound_hash, listing.values()))
+    except (ValueError, TypeError, KeyError, AttributeError):  # a sign-in page of the local network, say
+        is_sound = False
+    if not is_sound:
+        raise CheckpointError(f"{repo}: {constants.ENDPOINT} does not answer as the hub does")
     keep(home / "listings" / f"{commit}.json", json.dumps(listing))
     return commit, listing
+
+
+def describe_file(file) -> File:
+    """One entry of the hub's answer."""
+    return File(int(file.size), file.lfs.sha256 if file.lfs else None)
+
+
+def has_sound_hash(file: File) -> bool:
+    return file.sha256 is None or bool(SHA256.fullmatch(file.sha256))
 
 
 def in_cache(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
@@ -177,7 +187,7 @@ def keep(path: Path, text: str) -> None:
         os.replace(part, path)
 
 
-def is_whole(path: Path, file: File) -> bool:
+def is_complete(path: Path, file: File) -> bool:
     return path.is_file() and path.stat().st_size == file.size
 
 
@@ -185,65 +195,50 @@ def download(repo: str, commit: str, files: Listing, home: Path, what: str, tell
     """`what` begins the line for the user."""
     blobs = home / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    arrived = sum(
-        path.stat().st_size
-        for file in files.values()
-        for path in (blobs / f"{file.sha256}.incomplete", blobs / f"{file.sha256}")
-        if file.sha256 and path.is_file()
-    )
-    left, free = sum(file.size for file in files.values()) - arrived, shutil.disk_usage(blobs).free
+    left = sum(file.size for file in files.values()) - count_arrived(files, blobs)
+    free = shutil.disk_usage(blobs).free
     if left > free:
         raise CheckpointError(
-            f"{what}, {amount(left)} to download, and only {amount(free)} are free for {blobs}: "
+            f"{what}, {megabytes(left)} to download, and only {megabytes(free)} are free for {blobs}: "
             "make room, or choose another place by HF_HOME"
         )
-    tell(f"{what}, {amount(left)} of it to download into {home}")
+    tell(f"{what}, {megabytes(left)} of it to download into {home}")
     for name, file in files.items():
         damaged = home / "snapshots" / commit / name  # it is not whole, or not there
         for path in (damaged.resolve(), damaged):
             path.unlink(missing_ok=True)
         if file.sha256:
-            fetch_blob(hf_hub_url(repo, name, revision=commit), name, file, blobs / file.sha256)
+            fetch_blob(repo, name, commit, file.size, blobs / file.sha256)
         hf_hub_download(repo, name, revision=commit)  # a blob that is there is only linked
 
 
-def fetch_blob(url: str, name: str, file: File, blob: Path) -> None:
-    """A large file, from where an earlier attempt stopped; the client itself would begin again. Its SHA-256 must be the
-    one that the hub lists."""
-    part = blob.with_name(blob.name + ".incomplete")
-    lock = blob.parents[2] / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"  # the client's own
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if is_whole(blob, file):
-            return
-        with part.open("ab") as out:
-            if out.tell() > file.size:
-                out.truncate(0)
-            http_get(
-                url,
-                out,
-                resume_size=os.fstat(out.fileno()).st_size,
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                displayed_filename=name,
-            )
-        with part.open("rb") as arrived:
-            found = hashlib.file_digest(arrived, "sha256").hexdigest()
-        if found != file.sha256:
-            part.unlink()
-            raise CheckpointError(f"{url} arrived damaged, with SHA-256 {found[:12]} for {file.sha256[:12]}: run again")
-        os.replace(part, blob)
+def count_arrived(files: Listing, blobs: Path) -> int:
+    """Bytes that need no download, for they lie there whole or from an earlier attempt."""
+    count = 0
+    for file in files.values():
+        for path in (blobs / f"{file.sha256}.incomplete", blobs / f"{file.sha256}"):
+            if file.sha256 and path.is_file():
+                count += path.stat().st_size
+    return count
 
 
-def total(listing: Listing, names: list[str]) -> str:
-    return amount(sum(listing[name].size for name in names))
-
-
-def amount(size: int) -> str:
+def megabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def explained(error: Exception, repo: str, revision: str, home: Path) -> str:
+@contextmanager
+def explained_errors(repo: str, revision: str, home: Path) -> Generator[None]:
+    """Turn whatever the client raises into a CheckpointError. The errors of a connection are those of the library that
+    carries the client's requests, another with each of its major versions: no narrower type than Exception has them."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(explain(error, repo, revision, home)) from None
+
+
+def explain(error: Exception, repo: str, revision: str, home: Path) -> str:
     """One line about what the client raised."""
     page = f"{constants.ENDPOINT}/{repo}"
     match error:
@@ -257,9 +252,9 @@ def explained(error: Exception, repo: str, revision: str, home: Path) -> str:
         case RevisionNotFoundError():
             return f"{repo} has no revision {shown(revision)}: {page}/tree/main shows those it has"
         case HfHubHTTPError():
-            status, said = error.response.status_code, error.server_message or "without a word"
+            status = error.response.status_code
             advice = "log in with `hf auth login`" if status in (401, 403) else "try again later"
-            return f"{repo}: {constants.ENDPOINT} answered {status}, {said}: {advice}"
+            return f"{repo}: {constants.ENDPOINT} answered {status}, {error.server_message or 'no reason'}: {advice}"
         case OSError(errno=errno.ENOSPC):
             return f"{repo}: the disk is full: make room for {home}, and run again to go on from here"
         case OSError(errno=int(), filename=str()):

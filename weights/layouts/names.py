@@ -1,7 +1,7 @@
 """Where each parameter lies in the published layouts, as pure renaming: nothing here reads a file.
 
 Our parameters carry the names of the diffusers files. Single files name the same tensors in their own way: UNet and VAE
-as CompVis' ldm does, text towers as open_clip or transformers do. A table maps modules of ours to theirs; `renamed`
+as CompVis' ldm does, text towers as open_clip or transformers do. A table maps modules of ours to theirs; `rename`
 applies it to any path below such a module. A Piece says where in a file one parameter of ours lies.
 
     diffusers    a folder, a network in each sub-folder
@@ -9,12 +9,12 @@ applies it to any path below such a module. A Piece says where in a file one par
     sgm          SDXL, its refiner, and SD 2 as SD-Turbo has it (github.com/Stability-AI/generative-models)
 """
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from ldm.config import CLIPConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
+T = TypeVar("T")
 Table = dict[str, str]  # module or parameter of ours -> theirs
 
 RESNET = {
@@ -33,16 +33,6 @@ TEXT_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-SPELLINGS = tuple(
-    (re.compile(old), new)
-    for old, new in (  # of older or newer libraries -> as published
-        (r"^(.*mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
-        (r"^(.*mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
-        (r"^(.*mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
-        (r"^(.*mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
-        (r"^(?=embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm))", "text_model."),
-    )
-)
 
 
 class Piece(NamedTuple):
@@ -62,18 +52,18 @@ class Section(NamedTuple):
     tower: str = ""  # of config.CLIPS
 
 
-NETWORKS = {"unet": Section("model.diffusion_model.", "ldm"), "vae": Section("first_stage_model.", "ldm")}
+UNET_AND_VAE = {"unet": Section("model.diffusion_model.", "ldm"), "vae": Section("first_stage_model.", "ldm")}
 SINGLE_FILES = {  # (layout, what it is by its towers) -> part -> where it lies
-    ("ldm", "sd1"): NETWORKS | {"text_encoder": Section("cond_stage_model.transformer.", "diffusers", "l")},
-    ("ldm", "sd2"): NETWORKS | {"text_encoder": Section("cond_stage_model.model.", "open_clip", "h")},
-    ("sgm", "sdxl"): NETWORKS
+    ("ldm", "sd1"): UNET_AND_VAE | {"text_encoder": Section("cond_stage_model.transformer.", "diffusers", "l")},
+    ("ldm", "sd2"): UNET_AND_VAE | {"text_encoder": Section("cond_stage_model.model.", "open_clip", "h")},
+    ("sgm", "sdxl"): UNET_AND_VAE
     | {
         "text_encoder": Section("conditioner.embedders.0.transformer.", "diffusers", "l"),
         "text_encoder_2": Section("conditioner.embedders.1.model.", "open_clip", "bigg"),
     },
-    ("sgm", "sdxl_refiner"): NETWORKS
+    ("sgm", "sdxl_refiner"): UNET_AND_VAE
     | {"text_encoder_2": Section("conditioner.embedders.0.model.", "open_clip", "bigg")},
-    ("sgm", "sd2"): NETWORKS | {"text_encoder": Section("conditioner.embedders.0.model.", "open_clip", "h")},
+    ("sgm", "sd2"): UNET_AND_VAE | {"text_encoder": Section("conditioner.embedders.0.model.", "open_clip", "h")},
 }
 
 
@@ -92,24 +82,25 @@ def unet_table(cfg: UNetConfig) -> Table:
         vector = "class_embedding" if cfg.class_dim else "add_embedding"
         table |= {f"{vector}.linear_1": "label_emb.0.0", f"{vector}.linear_2": "label_emb.0.2"}
 
-    n, last = 0, len(cfg.channels) - 1
+    n = 0
+    last = len(cfg.channels) - 1
     for level, depth in enumerate(cfg.depth):
         for i in range(cfg.layers):
             n += 1
-            table |= below(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{n}.0", RESNET)
+            table |= nest(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{n}.0", RESNET)
             if depth:
                 table[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{n}.1"
         if level < last:
             n += 1
             table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{n}.0.op"
 
-    table |= below("mid_block.resnets.0", "middle_block.0", RESNET) | {"mid_block.attentions.0": "middle_block.1"}
-    table |= below("mid_block.resnets.1", "middle_block.2", RESNET)
+    table |= nest("mid_block.resnets.0", "middle_block.0", RESNET) | {"mid_block.attentions.0": "middle_block.1"}
+    table |= nest("mid_block.resnets.1", "middle_block.2", RESNET)
 
     n = 0
     for block, depth in enumerate(reversed(cfg.depth)):
         for i in range(cfg.layers + 1):
-            table |= below(f"up_blocks.{block}.resnets.{i}", f"output_blocks.{n}.0", RESNET)
+            table |= nest(f"up_blocks.{block}.resnets.{i}", f"output_blocks.{n}.0", RESNET)
             if depth:
                 table[f"up_blocks.{block}.attentions.{i}"] = f"output_blocks.{n}.1"
             if block < last and i == cfg.layers:
@@ -120,7 +111,8 @@ def unet_table(cfg: UNetConfig) -> Table:
 
 def vae_table(cfg: VAEConfig) -> Table:
     """Modules of a VAE -> their names in ldm, whose decoder numbers its levels from the last that runs."""
-    levels, table = len(cfg.channels), {}
+    levels = len(cfg.channels)
+    table = {}
     for level in range(levels):
         sides = (
             ("encoder", f"down_blocks.{level}", f"down.{level}", cfg.layers),
@@ -128,14 +120,15 @@ def vae_table(cfg: VAEConfig) -> Table:
         )
         for side, ours, theirs, layers in sides:
             for i in range(layers):
-                resnet = f"{side}.{ours}.resnets.{i}", f"{side}.{theirs}.block.{i}"
-                table |= dict([resnet]) | below(*resnet, {"conv_shortcut": "nin_shortcut"})
+                resnet = f"{side}.{ours}.resnets.{i}"
+                block = f"{side}.{theirs}.block.{i}"
+                table |= {resnet: block} | nest(resnet, block, {"conv_shortcut": "nin_shortcut"})
         table[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
         table[f"decoder.up_blocks.{levels - 1 - level}.upsamplers.0.conv"] = f"decoder.up.{level}.upsample.conv"
     for side in ("encoder", "decoder"):
         table[f"{side}.conv_norm_out"] = f"{side}.norm_out"
         table |= {f"{side}.mid_block.resnets.{i}": f"{side}.mid.block_{i + 1}" for i in range(2)}
-        table |= below(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", MID_ATTENTION)
+        table |= nest(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", MID_ATTENTION)
     return table
 
 
@@ -147,15 +140,16 @@ def open_clip_table(cfg: CLIPConfig) -> Table:
         "text_projection.weight": "text_projection",
     }
     for i in range(cfg.layers):
-        table |= below(f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}", TEXT_LAYER)
+        table |= nest(f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}", TEXT_LAYER)
     return table
 
 
-def below(ours: str, theirs: str, tails: Mapping[str, str]) -> Table:
+def nest(ours: str, theirs: str, tails: Mapping[str, str]) -> Table:
+    """The entries of a table for the modules inside one: tails maps our names there to theirs."""
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in tails.items()}
 
 
-def renamed(path: str, table: Table) -> str:
+def rename(path: str, table: Mapping[str, str]) -> str:
     """A module or parameter of ours by the longest entry of the table that it is, or lies below."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
@@ -165,18 +159,21 @@ def renamed(path: str, table: Table) -> str:
     return path
 
 
-def pieces(names: Iterable[str], cfg: UNetConfig | VAEConfig | CLIPConfig, whose: str) -> dict[str, Piece]:
+def pieces(
+    names: Iterable[str], cfg: UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig, whose: str
+) -> dict[str, Piece]:
     """Where the parameters `names` of a network lie in a file that calls them as "diffusers", "ldm" or "open_clip"."""
     match whose, cfg:
-        case "diffusers", _:
-            table = {}
         case "ldm", UNetConfig():
             table = unet_table(cfg)
         case "ldm", VAEConfig():
             table = vae_table(cfg)
         case "open_clip", CLIPConfig():
-            return {name: open_clip_piece(name, open_clip_table(cfg)) for name in names}
-    return {name: Piece(renamed(name, table)) for name in names}
+            table = open_clip_table(cfg)
+            return {name: open_clip_piece(name, table) for name in names}
+        case _:  # diffusers' names are ours
+            table = {}
+    return {name: Piece(rename(name, table)) for name in names}
 
 
 def open_clip_piece(name: str, table: Table) -> Piece:
@@ -186,14 +183,12 @@ def open_clip_piece(name: str, table: Table) -> Piece:
             f"transformer.resblocks.{parts[3]}.attn.in_proj_{parts[-1]}",
             third=("q_proj", "k_proj", "v_proj").index(parts[-2]),
         )
-    return Piece(renamed(name, table), transposed=name == "text_projection.weight")
+    return Piece(rename(name, table), transposed=name == "text_projection.weight")
 
 
-def published_name(key: str) -> str:
-    """A parameter in the spelling of the published diffusers and transformers files."""
-    for old, new in SPELLINGS:
-        key = old.sub(new, key)
-    return key
+def strip_prefix(stored: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The tensors whose keys begin with the prefix, by the rest of their keys."""
+    return {key.removeprefix(prefix): held for key, held in stored.items() if key.startswith(prefix)}
 
 
 def ema_key(key: str) -> str:
@@ -201,7 +196,7 @@ def ema_key(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def outline(keys: Iterable[str]) -> tuple[tuple[int, ...], int]:
+def unet_outline(keys: Iterable[str]) -> tuple[tuple[int, ...], int]:
     """Of a UNet in ldm's names: depth per level, as 0 or 1, and resnets per level; enough for unet_table."""
     keys = set(keys)
     downs = [n for n in range(1, len(keys)) if f"input_blocks.{n}.0.op.weight" in keys]

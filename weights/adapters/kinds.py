@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 
-from .settings import Settings, is_number
+from ..disk.settings import Settings, is_number
 
 FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
@@ -65,7 +65,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
 NAME = re.compile(r"[\w.]+")
 
 
-def split(key: str) -> tuple[str, str]:
+def split_key(key: str) -> tuple[str, str]:
     """Key -> module, as the file spells it, and field; the field is "" for an ending that no adapter has. ValueError
     with the kind of adapter if it is one of REFUSED."""
     key = FIRST.sub(r".to_\1.lora.\2.weight", key.replace("base_model.model.", "", 1))
@@ -87,15 +87,16 @@ def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Se
         return fields["alpha"].item() / rank if rank else 1.0
     part, _, path = module.partition(".")
     if part not in configs:
-        part, path = "", module
-    return configured(configs[part], path, rank) if part in configs else 1.0
+        part = ""
+        path = module
+    return scale_from_config(configs[part], path, rank) if part in configs else 1.0
 
 
-def configured(config: Settings, path: str, rank: int | None) -> float:
+def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
     config.only(CONFIG)
     name = "lora_alpha" if config.values.get("peft_type", "LORA") == "LORA" else "alpha"
-    alpha, r = config.number(name, 8), config.whole("r", 8)
-    alpha, r = by_pattern(config, "alpha_pattern", path, alpha), by_pattern(config, "rank_pattern", path, r)
+    alpha = by_pattern(config, "alpha_pattern", path, config.number(name, 8))
+    r = by_pattern(config, "rank_pattern", path, config.integer("r", 8))
     if r <= 0 or rank not in (None, r):
         config.refuse("r", f"a rank of {r} is configured for {path}, and {rank} is in the file")
     return alpha / (sqrt(r) if config.flag("use_rslora") else r)
@@ -122,7 +123,7 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
     if "bias" in left:
         changes["bias"] = Full(left.pop("bias"))
     if left:
-        change = direction(left, scale)
+        change = read_direction(left, scale)
         if "up_bias" in left and "bias" not in changes:
             bias = left.pop("up_bias")
             changes["bias"] = Full(scale * bias.to(torch.promote_types(bias.dtype, torch.float32)))
@@ -136,7 +137,7 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
     return changes
 
 
-def direction(fields: dict[str, Tensor], scale: float) -> Delta:
+def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
     """Takes out of fields what it uses."""
     try:
         if "diff" in fields:
@@ -146,21 +147,30 @@ def direction(fields: dict[str, Tensor], scale: float) -> Delta:
         if fields.keys() & {"lokr_w1", "lokr_w1_a"}:
             return LoKr(factor(fields, "lokr_w1"), factor(fields, "lokr_w2"), scale)
         if "hada_w1_a" in fields:
-            return LoHa(factor(fields, "hada_w1"), factor(fields, "hada_w2"), scale)
-        up, down, core = fields.pop("up"), fields.pop("down"), fields.pop("core", None)
+            return LoHa(product(fields, "hada_w1"), product(fields, "hada_w2"), scale)
+        up = fields.pop("up")
+        down = fields.pop("down")
+        core = fields.pop("core", None)
         return LoRA(matrix(up), down if core is None else matrix(down), core, scale)
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from None
 
 
 def factor(fields: dict[str, Tensor], name: str) -> Full | Product:
-    """A factor of LoHa or LoKr: itself, or the product of w_a (o r) and w_b; with a core t, w_a is (r o)."""
+    """A factor of LoKr: itself, or a product."""
     if name in fields:
         return Full(fields.pop(name))
-    a, b, core = (fields.pop(key, None) for key in (f"{name}_a", f"{name}_b", name.replace("w", "t")))
-    if a is None or b is None:
-        raise KeyError(f"{name}_a" if a is None else f"{name}_b")
-    return Product(a.T if core is not None and a.ndim == 2 else a, b, core)
+    return product(fields, name)
+
+
+def product(fields: dict[str, Tensor], name: str) -> Product:
+    """A factor of LoHa or LoKr as the product of w_a (o r) and w_b; with a core t, w_a is (r o)."""
+    core = fields.pop(name.replace("w", "t"), None)
+    first = fields.pop(f"{name}_a")
+    second = fields.pop(f"{name}_b")
+    if core is not None and first.ndim == 2:
+        first = first.T
+    return Product(first, second, core)
 
 
 def matrix(tensor: Tensor) -> Tensor:

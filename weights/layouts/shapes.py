@@ -10,13 +10,15 @@ from typing import NoReturn
 
 from ldm.config import CLIPS, CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
-from .errors import CheckpointError, shown
-from .files import Stored
-from .layouts import open_clip_table, outline, published_name, renamed, unet_table, vae_table
+from ..checkpoint import published_name
+from ..disk.safetensors import Stored
+from ..errors import CheckpointError, shown
+from .names import Section, open_clip_table, rename, unet_outline, unet_table, vae_table
 
-GROUPS, HEAD = 32, 64
+GROUPS = 32  # of every GroupNorm
+HEAD = 64  # channels
 UNCLIP_WIDTHS = ((2048,), (1536,))  # of its image embedding; SDXL and the refiner add vectors of 2816 and 2560
-TOWERS = {tower.width: row for row, tower in CLIPS.items()}
+ROWS = {tower.width: row for row, tower in CLIPS.items()}  # of CLIPS, by width
 WHOLE_H = 24  # layers of ViT-H's tower
 
 
@@ -24,7 +26,9 @@ class Shapes:
     """Shapes by the names of our parameters."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], what: str, path: Path):
-        self.shapes, self.what, self.path = shapes, what, path
+        self.shapes = shapes
+        self.what = what
+        self.path = path
 
     def size(self, name: str, axis: int) -> int:
         """The length of one axis. CheckpointError if the tensor is not there or has no such axis."""
@@ -48,7 +52,19 @@ class Shapes:
         raise CheckpointError(f"{self.path} holds no complete {self.what}: {problem}")
 
 
-def unet_config(stored: Stored, names: str, path: Path, layout: str = "") -> UNetConfig:
+def sizes_of(
+    part: str, section: Section, stored: Stored, path: Path, layout: str = ""
+) -> UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig:
+    """part: "unet", "vae" or a text tower. stored: its tensors, without the section's prefix. path: for the errors.
+    CheckpointError if a tensor that tells a size is missing."""
+    if part == "unet":
+        return unet_sizes(stored, section.names, path, layout)
+    if part == "vae":
+        return vae_sizes(stored, section.names, path)
+    return text_sizes(stored, section.names, path, section.tower)
+
+
+def unet_sizes(stored: Stored, names: str, path: Path, layout: str = "") -> UNetConfig:
     """layout: "ldm" or "sgm", where the name of a vector's embedding does not tell whose it is."""
     shapes = Shapes(unet_shapes(stored, names, layout), "UNet", path)
     levels = shapes.count("down_blocks")
@@ -82,7 +98,7 @@ def unet_config(stored: Stored, names: str, path: Path, layout: str = "") -> UNe
 def unet_shapes(stored: Stored, names: str, layout: str) -> dict[str, tuple[int, ...]]:
     if names == "diffusers":
         return shapes_of(stored)
-    depth, layers = outline(stored)
+    depth, layers = unet_outline(stored)
     width = stored["label_emb.0.0.weight"].entry.shape[-1:] if "label_emb.0.0.weight" in stored else ()
     class_dim = layout == "ldm" or layout == "" and width in UNCLIP_WIDTHS
     table = unet_table(
@@ -102,10 +118,11 @@ def unet_shapes(stored: Stored, names: str, layout: str) -> dict[str, tuple[int,
     return shapes_of(stored, {theirs: ours for ours, theirs in table.items()})
 
 
-def vae_config(stored: Stored, names: str, path: Path) -> VAEConfig | TinyVAEConfig:
+def vae_sizes(stored: Stored, names: str, path: Path) -> VAEConfig | TinyVAEConfig:
     if "decoder.layers.0.weight" in stored:
-        return tiny_vae_config(stored, path)
-    raw, table = Shapes(shapes_of(stored), "VAE", path), {}
+        return tiny_vae_sizes(stored, path)
+    raw = Shapes(shapes_of(stored), "VAE", path)
+    table = {}
     if names == "ldm":
         layers = raw.count("encoder.down.0.block")
         table = vae_table(VAEConfig(channels=(0,) * raw.count("encoder.down"), layers=layers))
@@ -124,7 +141,7 @@ def vae_config(stored: Stored, names: str, path: Path) -> VAEConfig | TinyVAECon
     )
 
 
-def clip_config(stored: Stored, names: str, path: Path, tower: str = "") -> CLIPConfig:
+def text_sizes(stored: Stored, names: str, path: Path, tower: str = "") -> CLIPConfig:
     """tower: "l", "h" or "bigg"; by its width where nobody knows better."""
     raw = Shapes(shapes_of(stored), "text tower", path)
     transposed = names == "open_clip" and "text_projection.weight" not in stored  # one file keeps transformers' way
@@ -138,7 +155,7 @@ def clip_config(stored: Stored, names: str, path: Path, tower: str = "") -> CLIP
     layers = shapes.count("text_model.encoder.layers")
     if not layers:
         shapes.refuse("text_model.encoder.layers.0 is missing")
-    tower = tower or TOWERS.get(width, "h" if names == "open_clip" else "l")
+    tower = tower or ROWS.get(width, "h" if names == "open_clip" else "l")
     if tower == "h" and names == "open_clip" and ("text_projection" in stored or layers == WHOLE_H):
         layers -= 1  # SD 2 reads the layer before the last, so ours ends there
     projection = 0
@@ -156,9 +173,10 @@ def clip_config(stored: Stored, names: str, path: Path, tower: str = "") -> CLIP
     )
 
 
-def tiny_vae_config(stored: Stored, path: Path) -> TinyVAEConfig:
+def tiny_vae_sizes(stored: Stored, path: Path) -> TinyVAEConfig:
     """Its encoder is one sequence: at each level a convolution, which has a weight of its own, then its blocks."""
-    shapes, blocks = Shapes(shapes_of(stored), "TAESD", path), []
+    shapes = Shapes(shapes_of(stored), "TAESD", path)
+    blocks = []
     for layer in range(shapes.count("encoder.layers")):
         if f"encoder.layers.{layer}.conv.0.weight" not in shapes.shapes:
             blocks.append(0)
@@ -173,5 +191,5 @@ def tiny_vae_config(stored: Stored, path: Path) -> TinyVAEConfig:
     )
 
 
-def shapes_of(stored: Stored, rename: Mapping[str, str] = {}) -> dict[str, tuple[int, ...]]:
-    return {renamed(published_name(key), rename): held.entry.shape for key, held in stored.items()}
+def shapes_of(stored: Stored, table: Mapping[str, str] = {}) -> dict[str, tuple[int, ...]]:
+    return {rename(published_name(key), table): held.entry.shape for key, held in stored.items()}

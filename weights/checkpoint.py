@@ -1,0 +1,298 @@
+"""A checkpoint that was found and described, and not read yet: its parts, whether they fit, and how the tensors of each
+fill its network, with every tensor accounted for.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ldm.clip import CLIPText
+from ldm.config import FAMILIES, CLIPConfig, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.taesd import TinyVAE
+from ldm.unet import UNet
+from ldm.vae import VAE
+
+from .disk.safetensors import FLOATS, Held, Stored, check_float, read_tensors
+from .errors import CheckpointError, listed, shown
+from .layouts.names import Piece, pieces
+
+Network = UNet | VAE | TinyVAE | CLIPText
+NetworkConfig = UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+TOKENS = 49408  # in the one vocabulary of all these models
+HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
+    (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
+    (r"attn_mask", "the causal mask, which needs no storing"),
+    (r"logit_scale", "the temperature of CLIP's training"),
+    (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
+)
+LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
+READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
+TOGETHER = "put the files of one model together"
+
+SPELLINGS = tuple(
+    (re.compile(old), new)
+    for old, new in (  # of older or newer libraries -> as published
+        (r"^(.*mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
+        (r"^(.*mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
+        (r"^(.*mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
+        (r"^(.*mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
+        (r"^(?=embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm))", "text_model."),
+    )
+)
+
+
+class Place(NamedTuple):
+    """Where one parameter lies: a tensor on disk, and which piece of it."""
+
+    held: Held
+    piece: Piece
+
+
+Places = dict[str, Place]  # by the names of the network
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a checkpoint: its sizes, and the tensors that should be its own.
+
+    stored: by their keys without `prefix`. names: whose these are, "diffusers", "ldm" or "open_clip". path: the file or
+    index that the errors name. described_by: where the sizes come from. root: the folder or file that the network was
+    taken from; label: its source, where that is not the model's. metadata: of its file, where it stands alone.
+    """
+
+    config: NetworkConfig
+    stored: Stored
+    path: Path
+    root: Path
+    names: str = "diffusers"
+    prefix: str = ""
+    described_by: str = "config.json"
+    label: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def match(self) -> tuple[Network, Places]:
+        """The network without memory for its parameters, and where each of them lies; else CheckpointError."""
+        network = build(self)
+        return network, match_tensors(network, self)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value, as float32, of each parameter; read one by one."""
+        network, places = self.match()
+        for name, tensor in network.state_dict().items():
+            held, piece = places[name]
+            ((_, value),) = read_values([held])
+            yield name, take(piece, value, tensor.shape)
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Key and value, as float32, of each stored tensor that holds floating-point numbers; read one by one."""
+        return read_values(self.stored.values())
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """The keys of tensors that the network is published with and ours has no place for, and what they are."""
+        used = {place.held.key for place in self.match()[1].values()}
+        rest = [(held.key, harmless(published_name(key), self)) for key, held in self.stored.items()]
+        return [(key, what) for key, what in rest if what and key not in used]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """facts: of the model. parts: by the names of diffusers' folders, in the order of PARTS. path: where it lies.
+    source: as the user named it. evidence: what decided which model it is. warnings: what the files leave open and the
+    user should know. metadata: that of a single file. extras: its tensors, or the components of its folder, outside all
+    networks -> what they are. revisions: source -> the commit of its repository."""
+
+    facts: ModelConfig
+    parts: dict[str, Part]
+    path: Path
+    layout: str
+    source: str = ""
+    evidence: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, str] = field(default_factory=dict)
+    revisions: Mapping[str, str] = field(default_factory=dict)
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """The keys and components at `path` that our networks have no place for, and what they are. What was swapped in
+        from elsewhere does not count."""
+        own = [part for part in self.parts.values() if not part.label]
+        taken = {held.key for part in own for held in part.stored.values()}
+        found = [(key, what) for key, what in self.extras.items() if key not in taken]
+        for part in own:
+            found += part.left_out()
+        return found
+
+
+def read_values(tensors: Iterable[Held]) -> Iterator[tuple[str, Tensor]]:
+    """Key and value, as float32, of those tensors that hold floating-point numbers."""
+    for held in tensors:
+        if held.entry.dtype in FLOATS:
+            yield from read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
+
+
+def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
+    """The networks of one model take what the others give, else CheckpointError, which begins with `where`.
+
+    number_width: of each embedded size; 0 where the files do not say it, and any that divides the rest will do.
+    """
+    unet = facts.unet
+    texts = facts.texts
+    numbers = facts.family.numbers
+    pairs = [
+        ("cross_attention_dim", unet.context_dim, "reads text", "text towers give", sum(t.width for t in texts)),
+        ("out_channels", unet.out_channels, "makes latents", "VAE has", facts.vae.latent_channels),
+    ]
+    if numbers:
+        pooled = texts[-1].projection
+        vector = pooled + numbers * (number_width or max((unet.vector_dim - pooled) // numbers, 1))
+        key = "projection_class_embeddings_input_dim"
+        pairs.append((key, unet.vector_dim, "adds a vector", f"pooled text and {numbers} numbers make", vector))
+    for key, found, takes, gives, expected in pairs:
+        if found != expected:
+            what = f"its UNet {takes} of width {found} and its {gives} {expected}: these are parts of different models"
+            raise CheckpointError(f"{where}: {key} is {found}: {what}")
+    if unet.in_channels < unet.out_channels:
+        what = f"at least the {unet.out_channels} of the latents are expected"
+        raise CheckpointError(f"{where}: in_channels is {unet.in_channels}: {what}")
+    lengths, vocabularies = [text.length for text in texts], [text.vocab for text in texts]
+    if len(set(lengths)) > 1 or min(vocabularies) < TOKENS:
+        what = f"equal numbers of tokens, from at least the {TOKENS} of CLIP, are expected"
+        raise CheckpointError(
+            f"{where}: the text encoders take {lengths} tokens from vocabularies of {vocabularies}: {what}"
+        )
+
+
+class Uninitialised(TorchFunctionMode):
+    """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build(part: Part) -> Network:
+    """The network without memory for its parameters, frozen and in evaluation mode."""
+    try:
+        with torch.device("meta"), Uninitialised():
+            return make_network(part.config).eval().requires_grad_(False)
+    except (ValueError, RuntimeError) as error:
+        what = f"no such network as {part.described_by} describes can be built"
+        raise CheckpointError(f"{part.path}: {what}: {error}") from None
+
+
+def make_network(cfg: NetworkConfig) -> Network:
+    match cfg:
+        case UNetConfig():
+            return UNet(cfg)
+        case VAEConfig():
+            return VAE(cfg)
+        case TinyVAEConfig():
+            return TinyVAE(cfg)
+        case CLIPConfig():
+            return CLIPText(cfg)
+
+
+def match_tensors(network: nn.Module, part: Part) -> Places:
+    """A place for each parameter, and a parameter or a line of HARMLESS for each tensor; else CheckpointError."""
+    needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    stored: Stored = {}
+    for key, held in part.stored.items():
+        name = key if key in needed else published_name(key)
+        if name in stored:
+            raise CheckpointError(
+                f"{part.path}: {shown(held.key)} and {shown(stored[name].key)} are two names of one tensor"
+            )
+        stored[name] = held
+    if part.names == "diffusers":  # our parameters have the names of these files
+        found = {name: Piece(name) for name in needed}
+    else:
+        found = pieces(needed, part.config, part.names)
+        if "text_projection.weight" in stored and "text_projection.weight" in needed:
+            found["text_projection.weight"] = Piece("text_projection.weight")  # Playground v2's first file
+    places = {name: Place(stored[piece.key], piece) for name, piece in found.items() if piece.key in stored}
+    used = {piece.key for piece in found.values()}
+    extra = [held.key for key, held in stored.items() if key not in used and not harmless(key, part)]
+    wrong = [name for name, place in places.items() if shape_of(place, needed[name]) != needed[name]]
+    if extra or wrong or len(places) < len(needed):
+        raise CheckpointError(mismatch(needed, places, extra, wrong, part))
+    for held, _ in places.values():
+        check_float(held.file, held.key, held.entry)
+    return places
+
+
+def published_name(key: str) -> str:
+    """A parameter in the spelling of the published diffusers and transformers files."""
+    for old, new in SPELLINGS:
+        key = old.sub(new, key)
+    return key
+
+
+def harmless(key: str, part: Part) -> str | None:
+    """What a tensor is that no parameter of ours needs; None if nobody knows."""
+    if part.names == "open_clip" and isinstance(part.config, CLIPConfig):
+        if key.startswith(f"transformer.resblocks.{part.config.layers}."):
+            return LAST_BLOCK
+    for pattern, what in HARMLESS:
+        if re.fullmatch(pattern, key):
+            return what
+    return None
+
+
+def shape_of(place: Place, needed: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a piece of a tensor; a 1x1 convolution can serve as a linear layer."""
+    shape = place.held.entry.shape
+    if place.piece.third is not None and shape and shape[0] % 3 == 0:
+        shape = (shape[0] // 3, *shape[1:])
+    if place.piece.transposed:
+        shape = shape[::-1]
+    return shape[:-2] if shape == (*needed, 1, 1) else shape
+
+
+def mismatch(needed: Mapping, places: Places, extra: list[str], wrong: list[str], part: Part) -> str:
+    """Why the tensors of a part do not make up its network. A file of quite another network deserves a better word than
+    its thousand differences."""
+    if extra and not places:
+        asks = "is it a single-file checkpoint, an adapter or another part?"
+        return f"{part.path} holds no tensor of this network but {listed(extra)}: {asks}"
+    if READS_TEXT in wrong:
+        shape = places[READS_TEXT].held.entry.shape
+        if len(shape) == 2 and shape[1] != needed[READS_TEXT][1]:
+            return (
+                f"{part.path} is of another family: it reads text of width {text_width(shape[1])}, and "
+                f"{part.described_by} says {text_width(needed[READS_TEXT][1])}: {TOGETHER}"
+            )
+    faults = []
+    missing = [name for name in needed if name not in places]
+    if missing:
+        faults.append(f"of {len(needed)} tensors {len(missing)} are missing, {listed(missing)}")
+    if extra:
+        faults.append(f"{len(extra)} unexpected tensors, {listed(extra)}")
+    if faults:
+        return f"{part.path} is not the network of {part.described_by}: {'; '.join(faults)}: {TOGETHER}"
+    shapes = [f"{places[name].held.key} {places[name].held.entry.shape} for {needed[name]}" for name in wrong]
+    what = f"{len(wrong)} tensors of another shape than {part.described_by} describes"
+    return f"{part.path} has {what}, {listed(shapes)}: {TOGETHER}"
+
+
+def text_width(width: int) -> str:
+    """A width of text, with the family that has it."""
+    for family in FAMILIES.values():
+        if sum(family.widths) == width:
+            return f"{width} ({family.title})"
+    return str(width)
+
+
+def take(piece: Piece, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A view: it needs no memory of its own."""
+    if piece.third is not None:
+        tensor = tensor.chunk(3)[piece.third]
+    return tensor.T if piece.transposed else tensor.view(shape)

@@ -1,0 +1,1 @@
+"""Models from the hub: what is downloaded, and which files of a repository are wanted."""

@@ -1,0 +1,296 @@
+"""The config.json of one network <-> the facts that ldm.config describes it by.
+
+Names and defaults are those of UNet2DConditionModel and AutoencoderKL in diffusers 0.42 and of CLIPTextConfig in
+transformers 5. A setting that our networks do not implement is refused, never ignored; a name that diffusers does not
+know either is ignored, as it does. The tables *_FIELDS and *_ONLY serve both directions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEConfig
+
+from ..checkpoint import NetworkConfig
+from ..disk.settings import DEEPEST, Settings, is_integer
+
+
+class Setting(NamedTuple):
+    """A setting that is a field of ours: its name in the file, how it is read there, and its default."""
+
+    key: str
+    read: Callable
+    default: object
+
+
+VERSION = {"_diffusers_version": "0.42.1"}  # whose names these are
+SILU = ("silu", "swish")
+# fmt: off
+UNET_ONLY = {  # setting -> the values we implement, the first of them its default
+    "_class_name": ("UNet2DConditionModel",), "act_fn": SILU, "norm_eps": (1e-5,), "center_input_sample": (False,),
+    "flip_sin_to_cos": (True,), "freq_shift": (0,), "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,), "time_embedding_act_fn": (None,), "timestep_post_act": (None,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "mid_block_scale_factor": (1,),
+    "mid_block_only_cross_attention": (None, False), "downsample_padding": (1,), "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,), "resnet_time_scale_shift": ("default",), "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1,), "reverse_transformer_layers_per_block": (None,),
+    "dual_cross_attention": (False,), "attention_type": ("default",), "cross_attention_norm": (None,),
+    "class_embeddings_concat": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
+    "class_embed_type": (None, "projection"), "addition_embed_type": (None, "text_time"),
+}
+VAE_ONLY = {
+    "_class_name": ("AutoencoderKL",), "act_fn": SILU, "shift_factor": (None, 0), "mid_block_add_attention": (True,),
+    "use_quant_conv": (True,), "use_post_quant_conv": (True,),
+}
+TINY_ONLY = {
+    "_class_name": ("AutoencoderTiny",), "act_fn": ("relu",), "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,), "scaling_factor": (1.0,), "shift_factor": (0.0, None),
+}
+CLIP_ONLY = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
+# fmt: on
+
+UNET_FIELDS = {
+    "in_channels": Setting("in_channels", Settings.integer, 4),
+    "out_channels": Setting("out_channels", Settings.integer, 4),
+    "channels": Setting("block_out_channels", Settings.integers, (320, 640, 1280, 1280)),
+    "groups": Setting("norm_num_groups", Settings.integer, 32),
+    "linear_projection": Setting("use_linear_projection", Settings.flag, False),
+}
+DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it attention?
+UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+
+VAE_FIELDS = {
+    "channels": Setting("block_out_channels", Settings.integers, (64,)),
+    "latent_channels": Setting("latent_channels", Settings.integer, 4),
+    "image_channels": Setting("in_channels", Settings.integer, 3),
+    "layers": Setting("layers_per_block", Settings.layers, 1),
+    "groups": Setting("norm_num_groups", Settings.integer, 32),
+}
+VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+TINY_LATENT = LatentConfig(scale=1.0)  # TAESD reads and writes latents as the UNet has them
+CLIP_FIELDS = {
+    "layers": Setting("num_hidden_layers", Settings.layers, 12),
+    "width": Setting("hidden_size", Settings.integer, 512),
+    "heads": Setting("num_attention_heads", Settings.integer, 8),
+    "hidden": Setting("intermediate_size", Settings.integer, 2048),
+    "vocab": Setting("vocab_size", Settings.integer, 49408),
+    "length": Setting("max_position_embeddings", Settings.integer, 77),
+}
+
+
+def read_fields(json: Settings, table: Mapping[str, Setting]) -> dict:
+    return {field: read(json, key, default) for field, (key, read, default) in table.items()}
+
+
+def write_fields(cfg: NetworkConfig, table: Mapping[str, Setting]) -> dict:
+    return {setting.key: getattr(cfg, field) for field, setting in table.items()}
+
+
+def write_only(table: Mapping[str, tuple], *keys: str) -> dict:
+    return {key: table[key][0] for key in ("_class_name", *keys)} | VERSION
+
+
+def check_divides(json: Settings, key: str, channels: Sequence[int], parts: Sequence[int]) -> None:
+    for width, count in zip(channels, parts):
+        if width % count:
+            json.refuse(key, f"{count} does not divide the {width} channels of its level")
+
+
+def read_unet(json: Settings) -> UNetConfig:
+    """CheckpointError names the setting that is malformed or not implemented."""
+    json.only(UNET_ONLY)
+    fields = read_fields(json, UNET_FIELDS)
+    channels = fields["channels"]
+    levels = len(channels)
+    attention = attention_levels(json, levels)
+    heads_key = "attention_head_dim" if json.values.get("num_attention_heads") is None else "num_attention_heads"
+    heads = json.per_level(heads_key, 8, levels)  # the number of heads, whatever its first name says
+    depth = json.per_level("transformer_layers_per_block", 1, levels, DEEPEST)
+    cross_only = json.flags("only_cross_attention", levels)
+    check_divides(json, "norm_num_groups", channels, [fields["groups"]] * levels)
+    used = [i for i in range(levels) if attention[i] or i == levels - 1]  # the middle has the heads of the last level
+    check_divides(json, heads_key, [channels[i] for i in used], [heads[i] for i in used])
+    return UNetConfig(
+        **fields,
+        heads=heads,
+        depth=tuple(blocks if here else 0 for blocks, here in zip(depth, attention)),
+        mid_depth=depth[-1],
+        context_dim=json.equal("cross_attention_dim", 1280, levels),
+        layers=json.equal("layers_per_block", 2, levels, DEEPEST),
+        cross_only=cross_only if any(cross_only) else (),
+        **added_embeddings(json),
+    )
+
+
+def attention_levels(json: Settings, count: int) -> tuple[bool, ...]:
+    """Which levels have attention, by the types of their blocks."""
+    down = json.words("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
+    up = json.words("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+    for key, names, known in (("down_block_types", down, DOWN), ("up_block_types", up, UP)):
+        if len(names) != count:
+            json.refuse(key, f"one for each of the {count} block_out_channels is expected")
+        if not set(names) <= known.keys():
+            json.refuse(key, f"only {' and '.join(known)} are implemented")
+    if [DOWN[name] for name in down] != [UP[name] for name in reversed(up)]:
+        json.refuse("up_block_types", "the levels with attention must be those of down_block_types")
+    return tuple(DOWN[name] for name in down)
+
+
+def added_embeddings(json: Settings) -> dict[str, int]:
+    """The fields of UNetConfig for what joins the time embedding."""
+    values = json.values
+    fields = {}
+    if values.get("class_embed_type"):
+        fields["class_dim"] = json.integer("projection_class_embeddings_input_dim", None)
+    elif values.get("num_class_embeds") is not None:
+        fields["class_count"] = json.integer("num_class_embeds", None)
+    if values.get("addition_embed_type"):
+        fields["vector_dim"] = json.integer("projection_class_embeddings_input_dim", None)
+    if values.get("time_cond_proj_dim") is not None:
+        fields["guidance_dim"] = json.integer("time_cond_proj_dim", None)
+    return fields
+
+
+def read_latent_size(json: Settings) -> int:
+    """Height of the latents that the UNet was trained on; 64 where the file leaves it open."""
+    size = json.values.get("sample_size")
+    if size is None:
+        return 64
+    if isinstance(size, list) and len(size) == 2:
+        size = size[0]
+    if not is_integer(size, 1):
+        json.refuse("sample_size", "a whole number, or two, is expected")
+    return size
+
+
+def write_unet(cfg: UNetConfig, sample_size: int, number_width: int = 0) -> dict:
+    """number_width: of each embedded size, 256 in SDXL."""
+    attention = ["CrossAttn" if depth else "" for depth in cfg.depth]
+    values = write_only(UNET_ONLY, "mid_block_type", "act_fn", "norm_eps", "flip_sin_to_cos", "freq_shift")
+    values |= write_fields(cfg, UNET_FIELDS)
+    values |= dict(
+        sample_size=sample_size,
+        down_block_types=[f"{name}DownBlock2D" for name in attention],
+        up_block_types=[f"{name}UpBlock2D" for name in reversed(attention)],
+        layers_per_block=cfg.layers,
+        attention_head_dim=cfg.heads,
+        transformer_layers_per_block=[*(max(depth, 1) for depth in cfg.depth[:-1]), cfg.mid_depth],
+        cross_attention_dim=cfg.context_dim,
+    )
+    if cfg.cross_only:
+        values["only_cross_attention"] = cfg.cross_only
+    if cfg.vector_dim:
+        values |= dict(addition_embed_type="text_time", addition_time_embed_dim=number_width)
+        values["projection_class_embeddings_input_dim"] = cfg.vector_dim
+    if cfg.class_dim:
+        values |= dict(class_embed_type="projection", projection_class_embeddings_input_dim=cfg.class_dim)
+    if cfg.class_count:
+        values["num_class_embeds"] = cfg.class_count
+    if cfg.guidance_dim:
+        values["time_cond_proj_dim"] = cfg.guidance_dim
+    return values
+
+
+def read_vae(json: Settings) -> VAEConfig | TinyVAEConfig:
+    if json.values.get("_class_name") == "AutoencoderTiny":
+        return read_tiny_vae(json)
+    json.only(VAE_ONLY)
+    cfg = VAEConfig(**read_fields(json, VAE_FIELDS))
+    levels = len(cfg.channels)
+    check_divides(json, "norm_num_groups", cfg.channels, [cfg.groups] * levels)
+    for key, name in VAE_BLOCKS.items():
+        if json.words(key, (name,)) != (name,) * levels:
+            json.refuse(key, f"{name} for each of the {levels} block_out_channels is expected")
+    check_image_channels(json, cfg.image_channels)
+    return cfg
+
+
+def check_image_channels(json: Settings, channels: int) -> None:
+    if json.integer("out_channels", 3) != channels:
+        json.refuse("out_channels", f"as many as in_channels, {channels}, are expected")
+
+
+def write_vae(cfg: VAEConfig, latent: LatentConfig, sample_size: int, careful: bool) -> dict:
+    values = write_only(VAE_ONLY, "act_fn") | write_fields(cfg, VAE_FIELDS)
+    values |= {key: [name] * len(cfg.channels) for key, name in VAE_BLOCKS.items()}
+    values |= dict(sample_size=sample_size, out_channels=cfg.image_channels)
+    values |= dict(scaling_factor=latent.scale, force_upcast=careful)
+    if latent.mean:
+        values |= dict(latents_mean=latent.mean, latents_std=latent.std)
+    return values
+
+
+def read_latent(json: Settings, vae: VAEConfig | TinyVAEConfig) -> LatentConfig:
+    """How the UNet's latents follow from those of the VAE whose settings these are."""
+    if isinstance(vae, TinyVAEConfig):
+        return TINY_LATENT
+    scale = json.number("scaling_factor", 0.18215)
+    mean, std = (json.numbers(key, vae.latent_channels) for key in ("latents_mean", "latents_std"))
+    if scale <= 0:
+        json.refuse("scaling_factor", "a number above 0 is expected")
+    if any(n <= 0 for n in std):
+        json.refuse("latents_std", "numbers above 0 are expected")
+    if bool(mean) != bool(std):
+        json.refuse("latents_mean", "it is expected together with latents_std, or neither of them")
+    return LatentConfig(scale, mean, std)
+
+
+def read_tiny_vae(json: Settings) -> TinyVAEConfig:
+    json.only(TINY_ONLY)
+    widths = json.integers("encoder_block_out_channels", (64,) * 4)
+    blocks = json.integers("num_encoder_blocks", (1, 3, 3, 3), DEEPEST)
+    if len(set(widths)) > 1 or len(widths) != len(blocks):
+        json.refuse("encoder_block_out_channels", f"the same width on each of the {len(blocks)} levels is expected")
+    for key, mirrored in (("decoder_block_out_channels", widths), ("num_decoder_blocks", blocks[::-1])):
+        if json.integers(key, mirrored) != mirrored:
+            json.refuse(key, f"{list(mirrored)}, the mirror of the encoder's, is expected")
+    cfg = TinyVAEConfig(widths[0], blocks, json.integer("latent_channels", 4), json.integer("in_channels", 3))
+    check_image_channels(json, cfg.image_channels)
+    return cfg
+
+
+def write_tiny_vae(cfg: TinyVAEConfig) -> dict:
+    widths = [cfg.channels] * len(cfg.blocks)
+    values = write_only(TINY_ONLY, "act_fn", "upsample_fn", "scaling_factor")
+    return values | dict(
+        in_channels=cfg.image_channels,
+        out_channels=cfg.image_channels,
+        latent_channels=cfg.latent_channels,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=cfg.blocks,
+        num_decoder_blocks=cfg.blocks[::-1],
+    )
+
+
+def read_clip(json: Settings, projected: bool) -> CLIPConfig:
+    """projected: the tower is a CLIPTextModelWithProjection; the others name a projection_dim that means nothing."""
+    json.only(CLIP_ONLY)
+    fields = read_fields(json, CLIP_FIELDS)
+    check_divides(json, "num_attention_heads", [fields["width"]], [fields["heads"]])
+    quick_gelu = json.values.get("hidden_act", "quick_gelu") == "quick_gelu"
+    projection = json.integer("projection_dim", 512) if projected else 0
+    return CLIPConfig(**fields, quick_gelu=quick_gelu, projection=projection)
+
+
+def write_clip(cfg: CLIPConfig) -> dict:
+    return write_fields(cfg, CLIP_FIELDS) | dict(
+        architectures=["CLIPTextModelWithProjection" if cfg.projection else "CLIPTextModel"],
+        model_type="clip_text_model",
+        hidden_act="quick_gelu" if cfg.quick_gelu else "gelu",
+        layer_norm_eps=1e-5,
+        projection_dim=cfg.projection or cfg.width,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+        dtype="float32",  # or transformers would run it in the dtype of the file, beside a float32 UNet
+    )
+
+
+def read_network(json: Settings) -> NetworkConfig:
+    """A network by its config.json alone, which names its class."""
+    architectures = str(json.values.get("architectures"))
+    if "CLIPTextModel" in architectures or json.values.get("model_type") == "clip_text_model":
+        return read_clip(json, "WithProjection" in architectures)
+    name = json.one_of("_class_name", ("UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"))
+    return read_unet(json) if name == "UNet2DConditionModel" else read_vae(json)
