@@ -82,7 +82,7 @@ def sa_solver(
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-        strength = tau if isinstance(tau, int | float) else tau(sigma)
+        strength = tau if isinstance(tau, int | float) or not callable(tau) else tau(sigma)
         last = Predicted(x, None, strength**2, x)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
         x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [x, *x0s])

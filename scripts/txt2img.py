@@ -80,7 +80,8 @@ def main():
     except KeyboardInterrupt:
         print("stopped; the pictures named above are complete", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
+    # CheckpointError is a ValueError; a TypeError tells that --option gave a word for a number, or the like.
+    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
         fail(first_line(error))
 
 
