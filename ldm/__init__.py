@@ -1,12 +1,22 @@
 """Latent diffusion, the Stable Diffusion family, from scratch.
 
-Where things live:
-    config        one constant per published network and per published model
-    ops           the few numerical operations, their backends, the attention seam
+Where things live, in reading order:
+    tasks         text_to_image: five moves, each a function of one of the next four files
+    conditioning  prompts -> Conditioning(context, vector)
+    plan          which noise levels a run visits, with which sampler
+    guidance      functions from networks to networks: classifier-free guidance
+    draw          the one loop: from noise to latents to pixels
     unet vae clip the networks; parameter names are those of the published diffusers files
     tokenizer     CLIP byte-pair encoding
-    conditioning  prompts -> Conditioning(context, vector)
-    guidance      functions from networks to networks: classifier-free guidance
+    ops           the few numerical operations, their backends, the attention seam
+    config        one constant per published network and per published model
     model         Model: networks, tokenizer and facts in one frozen bundle
-    tasks         text_to_image
+Beside them:
+    adapters      LoRA and its relatives: merged into a model, or attached to it
+    hooks         look into a network from outside: its layers, its attention
+    compare       which block of two networks differs
+    kernels       one Triton operation per file
+    taesd         the tiny autoencoder
+    pictures      PNGs that hold how they were made
+    command       the command `ldm`
 """

@@ -84,6 +84,7 @@ class NoiseConfig:
     beta_end: float = 0.012
     beta_law: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
     trained: int = 1000
+    precision: str = "float32"  # of the table, diffusers'; CompVis, Stability, sgm and ComfyUI have "float64"
     zero_snr: bool = False  # rescaled so that the last time is noise alone (arXiv 2305.08891)
     edm: bool = False
     sigma_min: float = 0.002  # these three for EDM only

@@ -39,7 +39,7 @@ def draw(model: Model, network: Network | Guided, x: Tensor, run: Plan, streams:
     """Run the sampler from x: the picture (b 3 f*h f*w) in [-1, 1], or without `decode` the final latents (b 4 h w).
     Raises FloatingPointError if the UNet or the decoder produces NaN or infinity."""
     denoise = Denoiser(network, run.levels, model.facts.prediction, run.times)
-    noise = run.sampler.noise(streams, run.sigmas)
+    noise = run.sampler.path(streams, run.sigmas) if run.sampler.path else streams
     for step in run.sampler.run(denoise, x, run.sigmas, noise, **run.options):
         x = step.x
         if watch is not None:

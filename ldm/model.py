@@ -7,11 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samplers.basics import EDM, Levels
-from samplers.schedules.levels import noise_table
-
 from .clip import CLIPText
-from .config import ModelConfig, NoiseConfig
+from .config import ModelConfig
 from .taesd import TinyVAE
 from .tokenizer import Tokenizer
 from .unet import UNet
@@ -21,8 +18,8 @@ from .vae import VAE, Posterior, affine, decode_latents
 @dataclass(frozen=True)
 class Model:
     """texts: the text towers in published order, by the names of their folders, "text_encoder" and "text_encoder_2".
-    levels: the noise levels that facts.noise describes. For the record of a picture: source, where the model was
-    loaded from; files, its weight files by the names they have there; revisions, the commits of its repositories."""
+    For the record of a picture: source, where the model was loaded from; files, its weight files by the names they have
+    there; revisions, the commit of each repository it came from."""
 
     unet: UNet
     vae: VAE | TinyVAE
@@ -32,10 +29,6 @@ class Model:
     source: str = ""
     files: Mapping[str, Path] = field(default_factory=dict)
     revisions: Mapping[str, str] = field(default_factory=dict)
-    levels: Levels = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "levels", noise_levels(self.facts.noise))  # the dataclass is frozen
 
     @property
     def device(self) -> torch.device:
@@ -50,10 +43,3 @@ class Model:
     def to_image(self, latents: Tensor) -> Tensor:
         """Latents (b 4 h w) as the UNet sees them -> image (b 3 f*h f*w), about [-1, 1]."""
         return decode_latents(self.vae, self.facts.latent, latents)
-
-
-def noise_levels(noise: NoiseConfig) -> Levels:
-    """The noise levels of a network's training."""
-    if noise.edm:
-        return EDM(noise.sigma_min, noise.sigma_max, noise.sigma_data)
-    return noise_table(noise.beta_start, noise.beta_end, noise.beta_law, noise.trained, noise.zero_snr)

@@ -9,13 +9,13 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from samplers import SAMPLERS, Sampler, find
-from samplers.basics import Denoise, Levels
+from samplers.basics import EDM, Denoise, Levels
 from samplers.options import check_options, has_room_for, show
 from samplers.schedules.cut import start_at_strength
-from samplers.schedules.levels import Choice, choose, start_std
+from samplers.schedules.levels import Choice, choose, noise_table, start_std
 from samplers.step import Noise, Step
 
-from .config import ModelConfig
+from .config import ModelConfig, NoiseConfig
 from .model import Model
 
 SamplerChoice = str | Sampler | Callable[..., Any]
@@ -47,13 +47,14 @@ def plan(
     chosen = find_sampler(facts.sampler if sampler is None else sampler)
     schedule = chosen.schedule or facts.schedule if schedule is None else schedule
     count = facts.steps if steps is None else as_int("steps", steps)
-    sigmas, times = choose(model.levels, schedule, count, chosen.convention, facts.offset)
+    levels = noise_levels(facts.noise)
+    sigmas, times = choose(levels, schedule, count, chosen.convention, facts.offset)
     start = start_std(sigmas[0], schedule, chosen.convention)
     if strength != 1:
         sigmas = start_at_strength(sigmas, strength)
     if options is not None:
         check_options(chosen.run, options)
-    return Plan(model.levels, sigmas, times, chosen, options or {}, start, facts.guidance / chosen.guidance.divisor)
+    return Plan(levels, sigmas, times, chosen, options or {}, start, facts.guidance / chosen.guidance.divisor)
 
 
 def find_sampler(sampler: SamplerChoice) -> Sampler:
@@ -91,6 +92,13 @@ def with_checked_steps(sampler: Callable[..., Any]) -> Callable[..., Iterator[St
             yield step
 
     return run
+
+
+def noise_levels(noise: NoiseConfig) -> Levels:
+    """The noise levels of a network's training."""
+    if noise.edm:
+        return EDM(noise.sigma_min, noise.sigma_max, noise.sigma_data)
+    return noise_table(noise.beta_start, noise.beta_end, noise.beta_law, noise.trained, noise.zero_snr, noise.precision)
 
 
 class Defaults(TypedDict):

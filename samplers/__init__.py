@@ -26,7 +26,7 @@ from functools import partial
 from math import inf
 
 from . import adams, cfg_pp, distilled, multistep, ode, predictor_corrector, sde, singlestep
-from .basics import Streams, white
+from .basics import Streams
 from .noise import brownian
 from .schedules.levels import EXACT, Convention
 from .step import Noise, Step
@@ -57,9 +57,13 @@ class Sampler:
     names: tuple[str, ...] = ()  # of other programs, where `find` cannot tell
     convention: Convention = EXACT  # how a schedule becomes levels
     schedule: str = ""  # that it is made for, rather than the model's
-    noise: Callable[[Streams, list[float]], Noise] = white  # what it draws from, if it draws
+    path: Callable[[Streams, list[float]], Noise] | None = None  # makes what it draws from; None: the streams
     stochastic: bool = False  # it draws with its defaults, or with eta
     guidance: Scale = USUAL  # what its guidance scale means
+
+    def noise(self, streams: Streams, sigmas: list[float]) -> Noise:
+        """What it draws from in a run over these levels."""
+        return self.path(streams, sigmas) if self.path else streams
 
 
 EULER = Convention(unit_variance=False)  # k-diffusion and diffusers' Euler family
@@ -106,7 +110,7 @@ SAMPLERS = {
         "2211.01095",
         "DPM++ 2M SDE",
         ("CosineDPMSolverMultistep",),
-        noise=brownian,
+        path=brownian,
         stochastic=True,
         convention=DPM,
     ),
@@ -114,15 +118,15 @@ SAMPLERS = {
         partial(multistep.dpmpp_2m_sde, second="exact"),
         "2211.01095",
         "DPM++ 2M SDE Heun",
-        noise=brownian,
+        path=brownian,
         stochastic=True,
         convention=DPM,
     ),
     "dpmpp_3m_sde": Sampler(
-        multistep.dpmpp_3m_sde, "k-diffusion", "DPM++ 3M SDE", noise=brownian, stochastic=True, convention=DPM
+        multistep.dpmpp_3m_sde, "k-diffusion", "DPM++ 3M SDE", path=brownian, stochastic=True, convention=DPM
     ),
     "dpmpp_sde": Sampler(
-        sde.dpmpp_sde, "2211.01095", "DPM++ SDE", ("DPMSolverSDE",), noise=brownian, stochastic=True, convention=EULER
+        sde.dpmpp_sde, "2211.01095", "DPM++ SDE", ("DPMSolverSDE",), path=brownian, stochastic=True, convention=EULER
     ),
     "dpmpp_2s_ancestral": Sampler(
         sde.dpmpp_2s_ancestral, "2211.01095", "DPM++ 2S a", stochastic=True, convention=EULER

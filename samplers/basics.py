@@ -119,18 +119,14 @@ class Denoiser:
     runs in its own dtype; x and x0 keep theirs. A Guided network runs as network.at(sigma).
     """
 
-    network: Network | Guided
+    network: Any  # a Network, or Guided
     levels: Levels
     prediction: str
     times: Mapping[float, float] = field(default_factory=dict)
 
-    def __post_init__(self):
-        self.levels.scaling(1.0, self.prediction)  # refuses a wrong name now
-
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         at = getattr(self.network, "at", None)  # an isinstance of Guided takes as long as a small sampler's step
-        network: Any = at(sigma) if at else self.network
-        return self.estimate(network, x, sigma)
+        return self.estimate(at(sigma) if at else self.network, x, sigma)
 
     def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The estimates with guidance and without the prompt, as CFG++ needs them. A network without guidance makes
@@ -152,6 +148,7 @@ def denoiser(
     network: Network | Guided, levels: Levels, prediction: str, times: Mapping[float, float] | None = None
 ) -> Denoiser:
     """The Denoiser of a network(x, t) -> output. Raises ValueError for a prediction that the levels do not know."""
+    levels.scaling(1.0, prediction)  # refuses a wrong name now
     return Denoiser(network, levels, prediction, times or {})
 
 
@@ -195,11 +192,6 @@ class Streams:
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         """As samplers ask for it; white noise does not depend on the levels of the step."""
         return self.draw()
-
-
-def white(streams: Streams, sigmas: Sigmas) -> Streams:
-    """The noise of most samplers: new in every step, from the streams themselves."""
-    return streams
 
 
 # The two samplers to read first

@@ -9,10 +9,10 @@ import torch
 from numpy.random import SeedSequence
 from torch import Tensor
 
-from .basics import Streams, white
+from .basics import Streams
 from .step import Sigmas
 
-__all__ = ["BrownianPath", "BrownianTree", "Streams", "brownian", "white"]
+__all__ = ["BrownianPath", "BrownianTree", "Streams", "brownian"]
 
 
 def brownian(streams: Streams, sigmas: Sigmas) -> "BrownianTree":

@@ -82,13 +82,13 @@ def sa_solver(
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-        strength = tau if isinstance(tau, int | float) or not callable(tau) else tau(sigma)
-        last = Predicted(x, None, strength**2, x)
+        eta = tau**2 if isinstance(tau, int | float) or not callable(tau) else tau(sigma) ** 2
+        # A function of sigma draws also where it says 0, to draw as often as diffusers does.
+        drawn = s_noise * noise_std(sigma, sigma_next, eta) * draw(noise, sigma, sigma_next) if tau else None
+        last = Predicted(x, drawn, eta, x)
         nodes = past_nodes(sigmas, i, usable_order(sigmas, i, predictor, short))
-        x = weighted(exponential(sigma, sigma_next, nodes, last.eta, second), [x, *x0s])
-        if tau:  # also where a function of sigma says 0, to draw as often as diffusers does
-            drawn = s_noise * noise_std(sigma, sigma_next, last.eta) * draw(noise, sigma, sigma_next)
-            last = last._replace(noise=drawn)
+        x = weighted(exponential(sigma, sigma_next, nodes, eta, second), [x, *x0s])
+        if drawn is not None:
             x = x.add_(drawn)
         last = last._replace(end=x.clone())
         yield Step(i, sigma, x, x0)

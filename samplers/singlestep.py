@@ -33,26 +33,20 @@ def singlestep(
     check_order(order, 3)
     start = x
     end = x  # of the step before, as it was yielded
-    top = sigmas[0]
-    levels = []  # of this block, newest first, and the estimates there
-    x0s = []
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        # What the caller added to Step.x grows with the level where it is carried back to the start of the block.
-        start = start.add(x - end, alpha=(top / sigma) ** (1 + eta))
         if i % order == 0 or sigma_next == 0:
             start = x
             top = sigma
-            levels = []
-            x0s = []
-        levels = [sigma, *levels]
-        x0s = [x0, *x0s]
-        if len(levels) == 3 and second == "midpoint":
-            levels = levels[::2]
-            x0s = x0s[::2]
-        nodes = [log(top / level) / log(top / sigma_next) if level < top else 0.0 for level in levels]
+            block = []  # its levels and the estimates there, newest first
+        else:  # what the caller added to Step.x grows with the level where it is carried back to the start of the block
+            start = start.add(x - end, alpha=(top / sigma) ** (1 + eta))
+        block = [(sigma, x0), *block]
+        if len(block) == 3 and second == "midpoint":
+            block = block[::2]
+        nodes = [log(top / level) / log(top / sigma_next) if level < top else 0.0 for level, _ in block]
         rule = second if i % order == 1 else third
-        x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *x0s])
+        x = weighted(exponential(top, sigma_next, nodes, eta, rule), [start, *(estimate for _, estimate in block)])
         x = renoise(x, s_noise * noise_std(top, sigma_next, eta), noise, sigma, sigma_next)
         end = x.clone()
         yield Step(i, sigma, x, x0)

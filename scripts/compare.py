@@ -29,7 +29,7 @@ from comparison.blocks import compare, expect
 from ldm import ops
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", type=Path, help="a folder in the diffusers layout (default: the miniature)")
@@ -65,29 +65,25 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> report.Results:
     """Compare each network, and print what was found as soon as it is known."""
-    sizes = dict(height=args.height, width=args.width, seed=args.seed)
-    dtype = DTYPES[args.dtype]
+    setting = cases.Setting(DTYPES[args.dtype], args.device, args.height, args.width, args.seed)
     if args.network:
-        found = cases.random_cases(args.network, dtype, args.device, **sizes)
+        found = cases.random_cases(args.network, setting)
     else:
-        source = args.model or weights.MINIATURE
-        found = cases.model_cases(
-            source, args.parts, dtype, args.device, variant=args.variant, prompt=args.prompt, **sizes
-        )
+        found = cases.model_cases(args.model or weights.MINIATURE, args.parts, setting, args.variant, args.prompt)
     results = {}
     for case in found:
         expected = expect(case, partial(tqdm, desc=case.name, disable=None, leave=False))
         compared = compare(case, expected, args.backend)
         results[case.name] = compared
         if not args.json:
-            print(report.verdict(case.name, compared), compared.table(args.all), sep="\n", end="\n\n", flush=True)
+            print(report.describe(case.name, compared), compared.table(args.all), sep="\n", end="\n\n", flush=True)
     return results
 
 
 def write(folder: Path, results: report.Results, facts: dict[str, str], everything: bool):
     """JSON, the page and the heat map."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(report.record(results, facts), indent=1) + "\n")
+    (folder / "compare.json").write_text(json.dumps(report.make_record(results, facts), indent=1) + "\n")
     report.write_page(folder / "compare.html", results, facts, everything)
     try:
         report.write_heat_map(folder / "compare.png", results, facts, everything)
@@ -96,7 +92,7 @@ def write(folder: Path, results: report.Results, facts: dict[str, str], everythi
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     for name, pixels in (("height", args.height), ("width", args.width)):
         if pixels % 8 or pixels < 8:
             fail(f"--{name} {pixels}: choose a multiple of 8, at least 8")
@@ -118,8 +114,8 @@ def main():
     except (ValueError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
     if args.json:
-        print(json.dumps(report.record(results, facts), indent=1))
-    sys.exit(0 if report.agrees(results) else 1)
+        print(json.dumps(report.make_record(results, facts), indent=1))
+    sys.exit(0 if report.all_agree(results) else 1)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,14 @@ def main():
 def convert(page: str) -> str:
     """A page in Markdown -> the notebook, as the text of its file. The same page gives the same text."""
     cells = []
-    # between two matches of CODE stands its group: prose and code take turns
+    # Between two matches of CODE stands its group: prose and code take turns
     for k, text in enumerate(CODE.split(page)):
+        kind = "markdown" if k % 2 == 0 else "code"
         text = text.strip("\n")
-        if k % 2 == 0:
-            text = LINK.sub(r"\1../", text)
+        if kind == "markdown":
+            text = LINK.sub(r"\1../", text)  # a notebook lies one folder deeper
         if text:
-            cells.append(make_cell(len(cells), "markdown" if k % 2 == 0 else "code", text))
+            cells.append(make_cell(len(cells), kind, text))
     notebook = {
         "cells": cells,
         "metadata": {

@@ -22,16 +22,17 @@ from tqdm import tqdm
 import weights
 from common import DTYPES, add_run_flags, fail, first_line, make_parser
 from lab.figures import Study, draw_figures
-from lab.measure import Problem, choose_levels, exact_path, sample
+from lab.measure import Problem, choose_levels, find_exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
-from samplers import SAMPLERS, find
+from ldm.plan import noise_levels
+from samplers import INTERPOLATED, SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--problem", choices=("mixture", "model"), default="mixture")
     parser.add_argument(
@@ -52,7 +53,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def mixture_problem(args: argparse.Namespace) -> Problem:
+def make_mixture_problem(args: argparse.Namespace) -> Problem:
     """Points (1 2 1 n) of a mixture of five Gaussians in the plane."""
     generator = torch.Generator().manual_seed(args.seed)
     count = args.count or 2000
@@ -64,7 +65,7 @@ def mixture_problem(args: argparse.Namespace) -> Problem:
     return Problem(FIVE.denoise, noise_table(), noise, [args.seed], what, samples, floor)
 
 
-def model_problem(args: argparse.Namespace) -> Problem:
+def make_model_problem(args: argparse.Namespace) -> Problem:
     """Latents of a model for one prompt, a picture for each seed."""
     model = weights.load(args.model or weights.MINIATURE, dtype=DTYPES[args.dtype], device=args.device)
     facts = model.facts
@@ -82,18 +83,21 @@ def model_problem(args: argparse.Namespace) -> Problem:
     side = facts.size // facts.vae.factor
     noise = Streams(seeds, (facts.vae.latent_channels, side, side), args.device).draw()
     what = f"latents of {args.model or 'the miniature'} for {args.prompt!r}"
-    denoise = denoiser(network, model.levels, facts.prediction)
-    return Problem(denoise, model.levels, noise, seeds, what, picture=model.to_image)
+    levels = noise_levels(facts.noise)
+    denoise = denoiser(network, levels, facts.prediction)
+    return Problem(denoise, levels, noise, seeds, what, picture=model.to_image)
 
 
-def study(args: argparse.Namespace, problem: Problem) -> Study:
+def run_study(args: argparse.Namespace, problem: Problem) -> Study:
     """Run every sampler on every schedule with every count of steps."""
     samplers = list(dict.fromkeys(find(name) for name in args.samplers))
     schedules = list(dict.fromkeys(args.schedules))
     # Refuse wrong names before the first run
     for schedule, steps in product(schedules, args.steps):
         choose_levels(problem, schedule, steps)
-    exact = exact_path(problem, max(16, 2 * max(args.steps)) if problem.picture else 400)
+    # A network is slow, so its exact path is as fine as the finest run needs it to be
+    exact_steps = max(16, 2 * max(args.steps)) if problem.picture else 400
+    exact = find_exact_path(problem, exact_steps)
     found = Study(problem, samplers, schedules, args.steps, [], exact, {})
     work = list(product(samplers, schedules, args.steps))
     for name, schedule, steps in tqdm(work, unit="run", disable=None):
@@ -104,16 +108,24 @@ def study(args: argparse.Namespace, problem: Problem) -> Study:
     return found
 
 
-def experiment(args: argparse.Namespace, plt: Any) -> None:
-    """Sample, measure, and write the figures, the table and the page."""
-    pairs = [name for name in map(find, args.samplers) if SAMPLERS[name].interpolates]
-    if pairs and args.problem == "model":
+def refuse_interpolated(names: list[str]) -> None:
+    """Raises ValueError for samplers of CFG++: with guidance they follow no ODE, so there is no exact path."""
+    wrong = [name for name in names if SAMPLERS[find(name)].guidance == INTERPOLATED]
+    if wrong:
         raise ValueError(
-            f"{', '.join(pairs)}: CFG++ follows no path that an error could be measured from: leave it out, "
+            f"{', '.join(wrong)}: CFG++ follows no path that an error could be measured from: leave it out, "
             "or take the mixture, which has no guidance"
         )
-    problem = mixture_problem(args) if args.problem == "mixture" else model_problem(args)
-    found = study(args, problem)
+
+
+def experiment(args: argparse.Namespace, plt: Any) -> None:
+    """Sample, measure, and write the figures, the table and the page."""
+    if args.problem == "mixture":
+        problem = make_mixture_problem(args)
+    else:
+        refuse_interpolated(args.samplers)
+        problem = make_model_problem(args)
+    found = run_study(args, problem)
     args.out.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(plt, args.out, found)
     write_table(args.out, found.runs)
@@ -125,7 +137,7 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     usual = [5, 10, 20, 40, 80] if args.problem == "mixture" else [4, 8, 16]
     args.steps = sorted(set(args.steps or usual))
     if args.count is not None and args.count < 1:

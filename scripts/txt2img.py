@@ -12,7 +12,7 @@ A1111's programs read (`parameters`) and as JSON (`ldm`).
 
 import argparse
 import sys
-from math import ceil, inf, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,12 @@ from ldm import pictures, tasks
 from ldm.adapters import lora
 from ldm.model import Model
 from ldm.version import version
+from settings import check_options, check_record, choose_settings, parse_strength, split_at_colon
 
 TASK_FIELDS = ("steps", "guidance", "sampler", "schedule", "options", "height", "width")
-TYPES = {  # of all that decides a picture and stands in its record; most fields are flags of the same name
-    str: "prompt negative sampler schedule dtype model variant revision unet vae prediction".split(),
-    int: "steps height width seed".split(),
-    float: ["guidance"],
-    bool: ["ema", "partial_lora"],
-    list: ["lora", "embedding"],
-    dict: ["options"],
-}
-FIELDS = [(name, kind) for kind, names in TYPES.items() for name in names]
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="what to draw")
@@ -74,48 +66,35 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     try:
         run(args)
     except KeyboardInterrupt:
         print("stopped; the pictures named above are complete", file=sys.stderr)
         sys.exit(130)
-    # CheckpointError is a ValueError; a TypeError tells that --option gave a word for a number, or the like.
-    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
 
 
 def run(args: argparse.Namespace):
-    record = {}
+    earlier = {}
     if args.again:
-        record = pictures.read_record(args.again)
-        check_fields(args.again, record)
-    prompts = choose_prompts(args, record)
+        earlier = pictures.read_record(args.again)
+        check_record(args.again, earlier)
+    prompts = choose_prompts(args, earlier)
     check_output(args, len(prompts) * args.count)
-    chosen = choose_settings(args, record)
+    chosen = choose_settings(args, earlier)
 
     model, origin = load(chosen, args)
     for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
         if chosen[key] is None or key == "sampler":  # the default of a sampler's name is how we spell it
             chosen[key] = default
+    check_options(chosen)
     commit = model.revisions.get(chosen["model"], chosen["revision"])
-    told = chosen | origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
-    warn_of_changes(args.again, record, told)
+    record = chosen | origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
+    warn_of_changes(args.again, earlier, record)
     warn_of_cuts(model, [*prompts, chosen["negative"] or ""])
-    draw(model, prompts, chosen, told, args)
-
-
-def check_fields(path: Path, record: dict[str, Any]):
-    """Refuse a record with values that no flag could have given."""
-    for key, kind in FIELDS:
-        value = record.get(key)
-        fits = value is None or type(value) is kind or (kind is float and type(value) is int)
-        if isinstance(value, list):
-            fits = fits and all(isinstance(text, str) for text in value)
-        if not fits:
-            fail(f"{path}: its record is damaged: {key} is {value!r}")
-    if record.get("dtype") not in (None, *DTYPES):
-        fail(f"{path}: its record is damaged: dtype is {record['dtype']!r}")
+    draw(model, prompts, chosen, record, args)
 
 
 def choose_prompts(args: argparse.Namespace, record: dict[str, Any]) -> list[str]:
@@ -133,6 +112,7 @@ def choose_prompts(args: argparse.Namespace, record: dict[str, Any]) -> list[str
 
 
 def check_output(args: argparse.Namespace, count: int):
+    """Refuse a name that so many pictures cannot be written to, before any of them is drawn."""
     if args.count < 1 or args.batch < 1 or (args.columns is not None and args.columns < 1):
         fail("--count, --batch and --columns: choose at least 1")
     ending = args.out.suffix.lower()
@@ -144,42 +124,10 @@ def check_output(args: argparse.Namespace, count: int):
         fail(f"--out {args.out}: is a file; give a folder or a name that ends in .png")
 
 
-def choose_settings(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
-    """Every field that decides a picture: from its flag or, with --again, from the picture's record."""
-    chosen = {}
-    for key, _ in FIELDS:
-        given = getattr(args, key, None)
-        chosen[key] = record.get(key) if given is None else given
-    if args.option is not None:
-        chosen["options"] = dict(parse_option(text) for text in args.option)
-    if chosen["options"] is None:
-        chosen["options"] = {}
-    if chosen["dtype"] is None:
-        chosen["dtype"] = "float32" if args.device == "cpu" else "float16"
-    if chosen["seed"] is None:
-        chosen["seed"] = 0
-    return chosen
-
-
-def parse_option(text: str) -> tuple[str, bool | int | float | str]:
-    """NAME=VALUE, where the value is true, false, a number or a word."""
-    name, equals, value = text.partition("=")
-    if not name.isidentifier() or not equals or not value:
-        fail(f"--option {text}: give NAME=VALUE, for example eta=0.5")
-    if value in ("true", "false"):
-        return name, value == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
-
-
 def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[str, dict[str, str]]]:
     """The model with all that was added to it, and where it comes from: the hashes of its files and of those that were
     added, and the commits of all that came from the hub."""
-    # before anything is read: a slip in a flag should not cost the time of loading
+    # Before anything is read: a slip in a flag should not cost the time of loading
     loras = []
     for text in chosen["lora"] or ():
         source, strength = split_at_colon(text)
@@ -207,32 +155,12 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
     for source, strength in loras:
         file = fetch(source, args.offline, origin)
         adapter = weights.load_adapter(file, model, partial=bool(chosen["partial_lora"]))
-        left = adapter.unmatched
-        if left:
-            warn(f"{source}: {len(left)} tensors have no place in the model and are left out: {', '.join(left)}")
+        if adapter.unmatched:
+            names = ", ".join(adapter.unmatched)
+            warn(f"{source}: {len(adapter.unmatched)} tensors have no place in the model and are left out: {names}")
         adapters.append((adapter, strength))
     lora.merge(model, adapters)
     return model, origin
-
-
-def split_at_colon(text: str) -> tuple[str, str | None]:
-    """FILE:WORD -> the file and the word, None without one; a colon in the name of a file that exists is no mark."""
-    source, colon, word = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return text, None
-    if not source:
-        fail(f"{text}: names no file before the colon")
-    return source, word
-
-
-def parse_strength(source: str, text: str | None) -> float:
-    try:
-        strength = float(text or 1)
-    except ValueError:
-        strength = inf
-    if not isfinite(strength):
-        fail(f"--lora {source}: the strength {text!r} is no number")
-    return strength
 
 
 def fetch(source: str, offline: bool, origin: dict[str, dict[str, str]]) -> Path:
@@ -245,13 +173,15 @@ def fetch(source: str, offline: bool, origin: dict[str, dict[str, str]]) -> Path
     return file
 
 
-def warn_of_changes(path: Path, record: dict[str, Any], told: dict[str, Any]):
+def warn_of_changes(path: Path, earlier: dict[str, Any], record: dict[str, Any]):
+    """Say what is not as it was when the picture of --again was made."""
     for key in ("files", "added", "torch", "ldm"):
-        if key in record and record[key] != told[key]:
+        if key in earlier and earlier[key] != record[key]:
             warn(f"{path} was made with other {key}: it may come out differently")
 
 
 def warn_of_cuts(model: Model, texts: list[str]):
+    """Say which texts are too long for the model, and what it does not read."""
     for text, cut in zip(texts, model.tokenizer(texts).cut):
         if cut:
             warn(f"too long, the end is not read: {shorten(text, 40)!r} is cut before {shorten(cut, 60)!r}")
@@ -261,10 +191,14 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-def draw(model: Model, prompts: list[str], chosen: dict[str, Any], told: dict[str, Any], args: argparse.Namespace):
+def draw(model: Model, prompts: list[str], chosen: dict[str, Any], record: dict[str, Any], args: argparse.Namespace):
     """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
-    texts = [prompt for prompt in prompts for _ in range(args.count)]
-    seeds = [chosen["seed"] + k for _ in prompts for k in range(args.count)]
+    texts = []
+    seeds = []
+    for prompt in prompts:
+        for k in range(args.count):
+            texts.append(prompt)
+            seeds.append(chosen["seed"] + k)
     tasks.pair(texts, seeds)  # refuse a wrong seed before the first picture is drawn
     settings = {key: chosen[key] for key in TASK_FIELDS} | {"negative": chosen["negative"]}
 
@@ -281,7 +215,7 @@ def draw(model: Model, prompts: list[str], chosen: dict[str, Any], told: dict[st
             folder.mkdir(parents=True, exist_ok=True)
             for image, prompt, seed in zip(drawn, texts[batch], seeds[batch]):
                 path = args.out if single else folder / f"{number:05d}-{seed}.png"
-                pictures.save(image, path, told | {"prompt": prompt, "seed": seed})
+                pictures.save(image, path, record | {"prompt": prompt, "seed": seed})
                 tqdm.write(str(path))
                 number += 1
             if args.grid:

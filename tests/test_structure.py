@@ -39,6 +39,9 @@ MAY_IMPORT = {  # module -> what it may import beyond the standard library
 }
 LINES = 300  # of a source file; a smell, so a file that needs more is named below with its reason
 ALLOWED = {}
+FUNCTION_LINES = 45
+ARGUMENTS = 7  # that can be given by position; self does not count
+ALLOWED_FUNCTIONS: set[str] = set()  # module.function; each with its reason
 
 
 def sources() -> list[Path]:
@@ -82,6 +85,28 @@ def test_imports_run_one_way(path):
 def test_files_stay_small(path):
     lines = len(path.read_text().splitlines())
     assert lines <= ALLOWED.get(module_name(path), LINES), f"{module_name(path)} has {lines} lines"
+
+
+def find_large_functions(path: Path) -> list[str]:
+    """Functions with too many lines or arguments, with what they have."""
+    large = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        assert node.end_lineno is not None
+        lines = node.end_lineno - node.lineno + 1
+        names = [argument.arg for argument in node.args.posonlyargs + node.args.args]
+        count = len(names) - names.count("self") - names.count("cls")
+        if lines > FUNCTION_LINES or count > ARGUMENTS:
+            large.append(f"{module_name(path)}.{node.name}: {lines} lines, {count} arguments")
+    return large
+
+
+# A kernel of Triton is one function, however long, and each of its pointers and strides an argument.
+@pytest.mark.parametrize("path", [p for p in sources() if "kernels" not in p.parts], ids=module_name)
+def test_functions_stay_small(path):
+    large = [found for found in find_large_functions(path) if found.partition(":")[0] not in ALLOWED_FUNCTIONS]
+    assert not large, "; ".join(large)
 
 
 def test_nothing_imports_scripts():

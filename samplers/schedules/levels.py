@@ -129,7 +129,9 @@ class Convention:
     drops_last: bool = False  # leading and linspace choose one time step more and leave out the smallest
     whole_times: bool = False  # the network is given whole time steps
     ends_at_zero: bool = True  # or at the smallest trained noise level
-    unit_variance: bool = True  # always starts at sqrt(1 + sigma^2); False: at sigma where the first time is the last
+    # Always starts at sqrt(1 + sigma^2). False, as the Euler family is published: at sigma, without the picture's
+    # share, where the schedule begins at the last time.
+    unit_variance: bool = True
 
 
 EXACT = Convention()
@@ -250,7 +252,6 @@ def check_schedule(levels: Levels, schedule: str, steps: int) -> None:
 
 
 def start_std(sigma: float, schedule: Choice, convention: Convention = EXACT) -> float:
-    """The deviation of the noise that sampling begins with: that of x0 + sigma * noise for pictures of unit variance.
-    The Euler family is published without the picture's share where the schedule begins at the last time."""
+    """The deviation of x0 + sigma * noise, where sampling begins, for pictures of unit variance; see Convention."""
     begins_last = isinstance(schedule, str) and schedule.split(":")[-1] in ("linspace", "trailing")
     return sigma if begins_last and not convention.unit_variance else sqrt(1 + sigma**2)

@@ -50,19 +50,21 @@ class Case:
         return self.contenders.get("native") or self.contenders["math"]
 
 
-def tokens(out: Tensor) -> Tensor:
+def merge_heads(out: Tensor) -> Tensor:
     """(b heads n d) -> (b n heads*d), the input of the next layer: a copy if the kernel wrote another order."""
     return out.transpose(1, 2).flatten(2)
 
 
-def attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal: bool = False) -> Case:
+def make_attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal: bool = False) -> Case:
+    """n queries and m keys of width d; the layout of the inputs is that of the networks, (b n heads d)."""
+
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return tokens(attention.attention(q, k, v, causal))
+        return merge_heads(attention.attention(q, k, v, causal))
 
     def default(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return tokens(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
+        return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
     def with_backend(backend: SDPBackend) -> Callable:
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,8 +73,12 @@ def attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal
 
         return call
 
-    contenders = {"ours": ours, "default": default} | {key: with_backend(value) for key, value in BACKENDS.items()}
-    flop = 4 * b * heads * n * m * d / (2 if causal else 1)
+    contenders = {"ours": ours, "default": default}
+    for key, backend in BACKENDS.items():
+        contenders[key] = with_backend(backend)
+    flop = 4 * b * heads * n * m * d  # two matrix products
+    if causal:
+        flop /= 2
     return Case(
         f"attention, {name}: {b}x{heads}x{n}, {m} keys, head {d}",
         contenders,
@@ -83,9 +89,13 @@ def attention_case(name: str, b: int, heads: int, n: int, m: int, d: int, causal
     )
 
 
-def group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, shift: bool = False) -> Case:
+def make_group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, shift: bool = False) -> Case:
+    """Pictures (b c size size). shift: a number for each channel is added first, as the UNet adds its time."""
+
     def native(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
-        return F.silu(F.group_norm(x if shift is None else x + shift[:, :, None, None], 32, weight, bias, 1e-5))
+        if shift is not None:
+            x = x + shift[:, :, None, None]
+        return F.silu(F.group_norm(x, 32, weight, bias, 1e-5))
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
         return group_norm.group_norm(x, weight, bias, 32, 1e-5, True, shift)
@@ -108,8 +118,8 @@ def group_norm_case(name: str, b: int, c: int, size: int, channels_last: bool, s
     )
 
 
-def layer_norm_case(r: int, d: int) -> Case:
-    """The sum is a result, too: two tensors come in and two go out, forward and backward."""
+def make_layer_norm_case(r: int, d: int) -> Case:
+    """r rows of width d. The sum is a result, too: two tensors come in and two go out, forward and backward."""
 
     def native(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         total = x + y
@@ -124,11 +134,13 @@ def layer_norm_case(r: int, d: int) -> Case:
     )
 
 
-def geglu_case(r: int, d: int, bias: bool = False) -> Case:
+def make_geglu_case(r: int, d: int, bias: bool = False) -> Case:
     """As in the networks, whose projection adds its own bias; adding it in the kernel is an experiment."""
 
     def native(x: Tensor, bias: Tensor | None = None) -> Tensor:
-        value, gate = (x if bias is None else x + bias).chunk(2, dim=-1)
+        if bias is not None:
+            x = x + bias
+        value, gate = x.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
     name = f"GEGLU: {r}x{d}"
@@ -136,42 +148,58 @@ def geglu_case(r: int, d: int, bias: bool = False) -> Case:
     if bias:
         name = f"fusion experiment: bias, {name}"
         inputs.append((2 * d,))
-    return Case(name, {"ours": geglu.geglu, "native": native}, inputs, 2 * 3 * r * d, 2 * 5 * r * d, "GB/s")
+    moved = 2 * r * d  # bytes of 16-bit numbers
+    return Case(name, {"ours": geglu.geglu, "native": native}, inputs, 3 * moved, 5 * moved, "GB/s")
+
+
+ATTENDS = (  # heads, tokens and width of a head in self-attention; prompts have 77 tokens
+    ("SD 1.5", 8, 4096, 40),
+    ("SD 1.5", 8, 1024, 80),
+    ("SD 1.5", 8, 256, 160),
+    ("SD 1.5", 8, 64, 160),
+    ("SD 2.1", 5, 9216, 64),
+    ("SD 2.1", 10, 2304, 64),
+    ("SD 2.1", 20, 576, 64),
+    ("SD 2.1", 20, 144, 64),
+    ("SDXL", 10, 4096, 64),
+    ("SDXL", 20, 1024, 64),
+)
 
 
 def cases() -> list[Case]:
     """Shapes of SD 1.5 at 512, SD 2.1 at 768 and SDXL at 1024 pixels, with guidance: batch 2; the VAE's: batch 1.
     The most important come first."""
-    attends = [
-        ("SD 1.5", 8, 4096, 40),
-        ("SD 1.5", 8, 1024, 80),
-        ("SD 1.5", 8, 256, 160),
-        ("SD 1.5", 8, 64, 160),
-        ("SD 2.1", 5, 9216, 64),
-        ("SD 2.1", 10, 2304, 64),
-        ("SD 2.1", 20, 576, 64),
-        ("SD 2.1", 20, 144, 64),
-        ("SDXL", 10, 4096, 64),
-        ("SDXL", 20, 1024, 64),
-    ]
-    found = [attention_case(name, 2, heads, n, m, d) for name, heads, n, d in attends for m in (n, 77)]
-    found += [attention_case("VAE", 1, 1, n, n, 512) for n in (4096, 9216, 16384)]
-    found += [attention_case("text tower", 2, heads, 77, 77, 64, causal=True) for heads in (12, 16, 20)]
-    for channels_last in (True, False):
-        found += [
-            group_norm_case("VAE", 1, c, size, channels_last)
-            for c, size in ((512, 128), (512, 256), (512, 512), (256, 1024), (128, 1024))
-        ]
-        found += [
-            group_norm_case("UNet", 2, c, size, channels_last, shift)
-            for c, size in ((320, 128), (640, 64), (1280, 32), (320, 64), (1280, 8))
-            for shift in (False, True)
-        ]
-        found += [group_norm_case("UNet", 2, c, size, channels_last) for c, size in ((960, 128), (2560, 32))]
-    found += [layer_norm_case(r, d) for r, d in ((8192, 320), (18432, 320), (8192, 640), (2048, 1280), (154, 768))]
-    found += [geglu_case(r, d) for r, d in ((8192, 1280), (18432, 1280), (8192, 2560), (2048, 5120))]
-    found += [geglu_case(8192, 2560, bias=True)]
+    found = list_attention_cases() + list_group_norm_cases(True) + list_group_norm_cases(False)
+    for r, d in ((8192, 320), (18432, 320), (8192, 640), (2048, 1280), (154, 768)):
+        found.append(make_layer_norm_case(r, d))
+    for r, d in ((8192, 1280), (18432, 1280), (8192, 2560), (2048, 5120)):
+        found.append(make_geglu_case(r, d))
+    found.append(make_geglu_case(8192, 2560, bias=True))
     return sorted(found, key=rank)
+
+
+def list_attention_cases() -> list[Case]:
+    found = []
+    for name, heads, n, d in ATTENDS:
+        for m in (n, 77):
+            found.append(make_attention_case(name, 2, heads, n, m, d))
+    for n in (4096, 9216, 16384):
+        found.append(make_attention_case("VAE", 1, 1, n, n, 512))
+    for heads in (12, 16, 20):
+        found.append(make_attention_case("text tower", 2, heads, 77, 77, 64, causal=True))
+    return found
+
+
+def list_group_norm_cases(channels_last: bool) -> list[Case]:
+    found = []
+    for c, size in ((512, 128), (512, 256), (512, 512), (256, 1024), (128, 1024)):
+        found.append(make_group_norm_case("VAE", 1, c, size, channels_last))
+    for c, size in ((320, 128), (640, 64), (1280, 32), (320, 64), (1280, 8)):
+        for shift in (False, True):
+            found.append(make_group_norm_case("UNet", 2, c, size, channels_last, shift))
+    for c, size in ((960, 128), (2560, 32)):
+        found.append(make_group_norm_case("UNet", 2, c, size, channels_last))
+    return found
 
 
 def rank(case: Case) -> int:

@@ -19,7 +19,7 @@ MOST_SETS = 256  # of inputs: 84 MB of the smallest
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how to measure; without a stream on the CPU, where nothing is captured."""
+    """Where and how to measure. stream: of the GPU; None on the CPU, where nothing is captured."""
 
     device: str
     stream: torch.cuda.Stream | None
@@ -38,14 +38,14 @@ def draw(case: Case, bench: Bench, seed: int) -> list[Tensor]:
     return [x.requires_grad_() for x in inputs]
 
 
-def results(call: Callable, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+def call_contender(call: Callable, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """What a contender returns, always as a tuple."""
     found = call(*inputs)
     return found if isinstance(found, tuple) else (found,)
 
 
-def timed_calls(call: Callable, sets: list[list[Tensor]], backward: bool) -> Callable[[], None]:
-    """A function that works once through all sets."""
+def make_timed_call(call: Callable, sets: list[list[Tensor]], backward: bool) -> Callable[[], None]:
+    """A function that calls the contender once on every set of inputs, or goes once backward through those calls."""
 
     def forward() -> None:
         with torch.no_grad():
@@ -54,7 +54,7 @@ def timed_calls(call: Callable, sets: list[list[Tensor]], backward: bool) -> Cal
 
     if not backward:
         return forward
-    outs = [results(call, inputs) for inputs in sets]
+    outs = [call_contender(call, inputs) for inputs in sets]
     grads = [[torch.randn_like(out) for out in found] for found in outs]
 
     def back() -> None:
@@ -64,7 +64,7 @@ def timed_calls(call: Callable, sets: list[list[Tensor]], backward: bool) -> Cal
     return back
 
 
-def as_graph(run: Callable[[], object], stream: torch.cuda.Stream | None) -> Callable[[], float]:
+def capture(run: Callable[[], object], stream: torch.cuda.Stream | None) -> Callable[[], float]:
     """Seconds of one replay of the calls of `run`, captured as a CUDA graph; on the CPU, of the calls themselves."""
 
     def seconds_here() -> float:
@@ -109,25 +109,26 @@ def first_line(problem: Exception) -> str:
         return "out of memory"
     if "No available kernel" in str(problem) or "No viable backend" in str(problem):
         return "not served"
-    lines = str(problem).splitlines() or [""]
-    return f"{type(problem).__name__}: {lines[0]}".replace("|", "/")
+    line, _, _ = str(problem).partition("\n")
+    return f"{type(problem).__name__}: {line}".replace("|", "/")  # "|" would end the cell
 
 
-def sets_of(case: Case) -> int:
-    """So many sets of 16-bit inputs that what one call leaves in the cache is gone when its turn comes again."""
+def count_sets(case: Case) -> int:
+    """How many sets of 16-bit inputs to work through, so that what one call leaves in the cache is gone when the same
+    set comes again."""
     size = sum(2 * math.prod(shape) for shape in case.inputs)
     return max(2, min(MOST_SETS, int(3 * CACHE / size)))
 
 
 def compete(case: Case, backward: bool, bench: Bench) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of one call of each contender, turn by turn; and why others were left out."""
-    count = sets_of(case) if bench.stream else 1
+    count = count_sets(case) if bench.stream else 1
     sets = [draw(case, bench, seed) for seed in range(count)]
     clocks: dict[str, Callable[[], float]] = {}
     left_out: dict[str, str] = {}
     for name, call in case.contenders.items():
         try:
-            clocks[name] = as_graph(timed_calls(call, sets, backward), bench.stream)
+            clocks[name] = capture(make_timed_call(call, sets, backward), bench.stream)
             clocks[name]()
         except Exception as problem:
             if name == "ours":
@@ -138,13 +139,13 @@ def compete(case: Case, backward: bool, bench: Bench) -> tuple[dict[str, list[fl
     return {name: [seconds / count for seconds in turns] for name, turns in times.items()}, left_out
 
 
-def error(case: Case, backward: bool, bench: Bench) -> float:
+def measure_error(case: Case, backward: bool, bench: Bench) -> float:
     """Relative L2 error against PyTorch in float32: the largest of all results, or of all gradients."""
     inputs = draw(case, bench, seed=0)
     exact = [x.detach().float().requires_grad_() for x in inputs]
     found = []
     for call, given in ((case.contenders["ours"], inputs), (case.exact, exact)):
-        outs = results(call, given)
+        outs = call_contender(call, given)
         if backward:
             generator = torch.Generator(bench.device).manual_seed(1)
             grads = []
@@ -157,7 +158,7 @@ def error(case: Case, backward: bool, bench: Bench) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(*found))
 
 
-def gpu_state(bench: Bench) -> str:
+def read_gpu_state(bench: Bench) -> str:
     """Clock, temperature and power at this moment."""
     if bench.stream is None or shutil.which("nvidia-smi") is None:
         return "-"
@@ -173,12 +174,14 @@ def gpu_state(bench: Bench) -> str:
 
 def measure_ceilings(bench: Bench, size: int) -> dict[str, float]:
     """TFLOP/s of a large matrix product, and GB/s of a large copy, counting what is read and what is written."""
-    a, b, c = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(3))
+    a, b = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(2))
+    c = torch.empty_like(a)
     source = torch.randn(8 * size, size, device=bench.device).to(bench.dtype)
     target = torch.empty_like(source)
     runs = {"product": lambda: torch.mm(a, b, out=c), "copy": lambda: target.copy_(source)}
-    times = measure({name: as_graph(run, bench.stream) for name, run in runs.items()}, 20)
-    product, copy = (statistics.median(times[name]) for name in runs)
+    times = measure({name: capture(run, bench.stream) for name, run in runs.items()}, 20)
+    product = statistics.median(times["product"])
+    copy = statistics.median(times["copy"])
     return {"TFLOP/s": 2 * size**3 / product / 1e12, "GB/s": 2 * source.nbytes / copy / 1e9}
 
 

@@ -27,7 +27,7 @@ import torch
 import triton
 
 from kernel_cases import Case, cases, shrink
-from kernel_timing import Bench, compete, error, first_line, gpu_state, measure_ceilings, require_gpu
+from kernel_timing import Bench, compete, first_line, measure_ceilings, measure_error, read_gpu_state, require_gpu
 from ldm.kernels import attention_tiles
 
 COLUMNS = (
@@ -45,14 +45,15 @@ COLUMNS = (
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9}
 
 
-def row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, float]) -> str:
+def measure_row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, float]) -> str:
     """A case measured, as a line of the table; one that fails says why."""
     head = [case.name, "backward" if backward else "forward"]
     try:
-        wrong = error(case, backward, bench)
+        wrong = measure_error(case, backward, bench)
         times, left_out = compete(case, backward, bench)
     except Exception as problem:
-        return table_line(head + [f"failed: {first_line(problem)}"] + [""] * (len(COLUMNS) - 3))
+        empty = ["" for _ in COLUMNS[3:]]
+        return join_cells([*head, f"failed: {first_line(problem)}", *empty])
     turns = times.pop("ours")
     ours = statistics.median(turns)
     others = {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -64,7 +65,7 @@ def row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, float]) ->
         advantage = f"{others[best] / ours:.2f} ({best})"
     work = case.backward_work if backward else case.work
     rate = work / ours / UNITS[case.unit]
-    return table_line(
+    return join_cells(
         [
             *head,
             f"{1e3 * ours:.3f}",
@@ -74,16 +75,16 @@ def row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, float]) ->
             f"{rate:.0f} {case.unit}",
             f"{rate / ceilings[case.unit]:.0%}",
             f"{wrong:.0e}",
-            gpu_state(bench),
+            read_gpu_state(bench),
         ]
     )
 
 
-def table_line(cells: Iterable[str]) -> str:
+def join_cells(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def candidates(kernel: str, shipped: attention_tiles.Tiles) -> list[attention_tiles.Tiles]:
+def vary_tiles(kernel: str, shipped: attention_tiles.Tiles) -> list[attention_tiles.Tiles]:
     """The shipped tiles and half and twice as many queries and keys; the short kernel holds all keys."""
 
     def around(size: int) -> list[int]:
@@ -96,7 +97,7 @@ def candidates(kernel: str, shipped: attention_tiles.Tiles) -> list[attention_ti
     ]
 
 
-def sweep(case: Case, kernel: str, bench: Bench, choose: Callable = candidates) -> None:
+def sweep(case: Case, kernel: str, bench: Bench, choose: Callable = vary_tiles) -> None:
     """Print the times of a case with other tiles for one of the kernels of attention, the best at the end."""
     queries, keys_shape = case.inputs[:2]
     width = queries[3]
@@ -127,7 +128,7 @@ def sweep(case: Case, kernel: str, bench: Bench, choose: Callable = candidates) 
         print(f"best: {times[best] * 1e3:.4f} ms  {best}; shipped: {times.get(shipped, math.nan) * 1e3:.4f} ms")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
     parser.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16"])
@@ -140,7 +141,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def header(args: argparse.Namespace, bench: Bench, ceilings: dict[str, float]) -> str:
+def make_header(args: argparse.Namespace, bench: Bench, ceilings: dict[str, float]) -> str:
     where = f"{platform.machine()} CPU, in Triton's interpreter" if args.dry else torch.cuda.get_device_name()
     return "\n".join(
         [
@@ -154,29 +155,29 @@ def header(args: argparse.Namespace, bench: Bench, ceilings: dict[str, float]) -
             "PyTorch chooses by itself. Error: relative L2, of results or gradients, against PyTorch in float32. "
             "GPU: clock, temperature in C and power after the row.",
             "",
-            table_line(COLUMNS),
-            "|" + "---|" * len(COLUMNS),
+            join_cells(COLUMNS),
+            "|" + "".join("---|" for _ in COLUMNS),
         ]
     )
 
 
 def write_table(args: argparse.Namespace, chosen: list[Case], bench: Bench, start: float) -> None:
     """Measure case by case, forward and backward, until the time is over; each row is written at once."""
-    write = writer(args.out)
+    write = open_writer(args.out)
     ceilings = measure_ceilings(bench, 64 if args.dry else 8192)
-    write(header(args, bench, ceilings))
+    write(make_header(args, bench, ceilings))
     passes = (False,) if args.forward else (False, True)
     work = list(itertools.product(chosen, passes))
     for i, (case, backward) in enumerate(work):
         if time.monotonic() - start > 60 * args.minutes:
             write(f"\nEnded after {args.minutes:g} minutes: {len(work) - i} rows are missing.")
             break
-        write(row(case, backward, bench, ceilings))
+        write(measure_row(case, backward, bench, ceilings))
         require_gpu(bench, write)
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     start = time.monotonic()
     if args.dry:
         bench = Bench("cpu", None, getattr(torch, args.dtype), rounds=1)
@@ -195,7 +196,7 @@ def main():
                 sweep(case, args.sweep, bench)
 
 
-def writer(path: Path | None) -> Callable[[str], None]:
+def open_writer(path: Path | None) -> Callable[[str], None]:
     """Prints lines, and writes each to the file at once."""
     file = path.open("w", buffering=1) if path else None
 

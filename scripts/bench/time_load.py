@@ -25,7 +25,7 @@ import torch
 LOADERS = ("ours", "ours, unchecked", "diffusers")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a single SDXL file in float16 (default: a random one is written)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -34,8 +34,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_model():
-    """An SDXL of random weights in float16. Imports are local: a worker's memory shall hold only what it loads."""
+def make_random_model():
+    """An SDXL of random weights in float16. Imports are local: the memory of a worker shall hold only what it loads."""
     from ldm.clip import CLIPText
     from ldm.config import MODELS, VAES
     from ldm.model import Model
@@ -56,13 +56,13 @@ def random_model():
     return Model(unet, vae, texts, Tokenizer(), facts)
 
 
-def memory(field: str) -> int:
+def read_memory(field: str) -> int:
     """Bytes, by a field of this process's status: VmRSS now, VmHWM at its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
     return 1024 * int(line.split()[1])
 
 
-def worker(loader: str, file: str, config: str):
+def run_worker(loader: str, file: str, config: str):
     """Load once and print what it took."""
     if loader == "diffusers":
         from diffusers import StableDiffusionXLPipeline
@@ -77,23 +77,23 @@ def worker(loader: str, file: str, config: str):
         def load() -> Any:
             return weights.load(file, dtype=None, check_finite=loader == "ours")
 
-    before = memory("VmRSS")
+    before = read_memory("VmRSS")
     start = time.perf_counter()
     model = load()
     seconds = time.perf_counter() - start
     assert model.unet.conv_in.weight.dtype == torch.float16
-    print(json.dumps(dict(seconds=seconds, peak=memory("VmHWM") - before)))
+    print(json.dumps(dict(seconds=seconds, peak=read_memory("VmHWM") - before)))
 
 
-def warm(file: Path):
-    """Into the page cache."""
+def read_into_cache(file: Path):
+    """Read a file once, so that the operating system holds it in memory for the loader."""
     with file.open("rb") as opened:
         while opened.read(2**26):
             pass
 
 
 def measure(loader: str, file: Path, config: Path) -> dict:
-    warm(file)
+    read_into_cache(file)
     command = [sys.executable, __file__, "--worker", loader, str(file), str(config)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -102,7 +102,7 @@ def measure(loader: str, file: Path, config: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(runs: dict[str, list[dict]], size: int) -> str:
+def make_table(runs: dict[str, list[dict]], size: int) -> str:
     base = statistics.median(run["seconds"] for run in runs["diffusers"])
     rows = [
         "| loader | seconds, median (min to max) | diffusers' time / this | peak memory / file size |",
@@ -120,9 +120,9 @@ def table(runs: dict[str, list[dict]], size: int) -> str:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     if args.worker:
-        return worker(*args.worker)
+        return run_worker(*args.worker)
     import weights
     from ldm.config import MODELS
     from weights.layouts.diffusers import write_facts
@@ -131,7 +131,7 @@ def main():
         file = args.model or Path(scratch) / "sdxl.safetensors"
         config = Path(scratch) / "config"
         if not args.model:
-            weights.save(random_model(), file)
+            weights.save(make_random_model(), file)
         write_facts(config, MODELS["sdxl"])
         runs = {loader: [] for loader in LOADERS}
         for _ in range(args.rounds):
@@ -139,7 +139,7 @@ def main():
                 runs[loader].append(measure(loader, file, config))
                 print(loader, runs[loader][-1], file=sys.stderr)
         size = file.stat().st_size
-    text = table(runs, size)
+    text = make_table(runs, size)
     print(text)
     if args.out:
         packages = ("torch", "diffusers", "transformers", "safetensors")

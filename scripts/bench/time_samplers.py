@@ -35,9 +35,8 @@ TABLE = noise_table()
 MULTI = D.DPMSolverMultistepScheduler
 NOISY: dict[str, Any] = dict(algorithm_type="sde-dpmsolver++")
 READY = ", noise ready"
-SCHEDULERS: dict[
-    str, Callable[[], Any]
-] = {  # a sampler of the table, with options after a comma; the scheduler that does the same
+# A sampler of ours, with options after a comma -> the scheduler that does the same
+SCHEDULERS: dict[str, Callable[[], Any]] = {
     "euler": partial(D.EulerDiscreteScheduler, **BETAS),
     "euler_ancestral": partial(D.EulerAncestralDiscreteScheduler, **BETAS),
     "heun": partial(D.HeunDiscreteScheduler, **BETAS),
@@ -73,12 +72,10 @@ STOCHASTIC = (
     "lcm",
     "tcd",
 )
-
-
 Run = tuple[Callable[[], None], Callable[[], None]]  # what to do before the clock starts; one run of all steps
 
 
-def their_run(row: str, steps: int, x: Tensor) -> Run:
+def prepare_theirs(row: str, steps: int, x: Tensor) -> Run:
     """A scheduler of diffusers with a ready output."""
     scheduler: Any = SCHEDULERS[row.removesuffix(READY)]()
     ready = torch.randn_like(x)
@@ -111,33 +108,40 @@ def their_run(row: str, steps: int, x: Tensor) -> Run:
     return reset, run
 
 
-def our_run(row: str, steps: int, x: Tensor, whole: bool) -> Run:
-    """The same of ours; whole: with the denoiser."""
+def prepare_ours(row: str, steps: int, x: Tensor, whole: bool) -> Run:
+    """Our sampler of the same row with a ready output. whole: the denoiser makes x0 from it; else it is x0 itself."""
     name, _, order = row.removesuffix(READY).partition(", order ")
     sampler: Sampler = SAMPLERS[name]
     end = 0.0 if sampler.convention.ends_at_zero else 0.03
-    levels = [*(TABLE.sigma(999 - i * 998 / steps) for i in range(steps)), end]
-    options: dict[str, Any] = dict(order=int(order)) if order else {}
+    levels = [TABLE.sigma(999 - i * 998 / steps) for i in range(steps)]
+    levels.append(end)
+    options: dict[str, Any] = {}
+    if order:
+        options["order"] = int(order)
     ready = torch.randn_like(x)
-    sources = []
-    if whole:
-        denoise = denoiser(lambda x, t: ready, TABLE, "eps")
-    else:
-        denoise = lambda x, sigma: ready
+    source: Any = None
+
+    def give_ready(x: Tensor, sigma: float) -> Tensor:
+        return ready
+
+    def give_ready_noise(sigma: float, sigma_next: float) -> Tensor:
+        return ready
+
+    denoise = denoiser(give_ready, TABLE, "eps") if whole else give_ready
 
     def reset() -> None:
+        nonlocal source
         seeds = range(x.shape[0])
         shape = x.shape[1:]
         if row.endswith(READY):
-            source = lambda sigma, lower: ready
+            source = give_ready_noise
         elif name == "dpmpp_sde":
             source = BrownianTree(seeds, shape, levels[-2], levels[0])
         else:
             source = Streams(seeds, shape)  # white, as diffusers' others
-        sources[:] = [source]
 
     def run() -> None:
-        for _ in sampler.run(denoise, x, levels, sources[0], **options):
+        for _ in sampler.run(denoise, x, levels, source, **options):
             pass
 
     return reset, run
@@ -161,7 +165,7 @@ def measure(sides: list[Run], rounds: int) -> list[float]:
     return [statistics.median(values) for values in seconds]
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="SAMPLER", help="of the rows, without what follows a comma")
     parser.add_argument("--size", type=int, default=128, help="height and width of the latents")
@@ -174,7 +178,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
 
@@ -184,7 +188,11 @@ def main():
         rows = [row for row in rows if row.split(",")[0] in args.only]
     lines = []
     for row in tqdm(rows, disable=None):
-        sides = [our_run(row, args.steps, x, False), our_run(row, args.steps, x, True), their_run(row, args.steps, x)]
+        sides = [
+            prepare_ours(row, args.steps, x, whole=False),
+            prepare_ours(row, args.steps, x, whole=True),
+            prepare_theirs(row, args.steps, x),
+        ]
         bare, whole, theirs = (seconds / args.steps * 1e6 for seconds in measure(sides, args.rounds))
         lines.append(
             f"| {row} | {bare:.0f} | {whole:.0f} | {theirs:.0f} | {theirs / bare:.1f} | {theirs / whole:.1f} |"

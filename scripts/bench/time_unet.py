@@ -40,12 +40,10 @@ BLOCKS: dict[str, dict[str, Any]] = {  # what diffusers must be told to build th
         projection_class_embeddings_input_dim=2816,
     ),
 }
-
-
 Call = Callable[[], Tensor]
 
 
-def pair(name: str, dtype: torch.dtype, device: str, channels_last: bool) -> tuple[UNet, Any]:
+def make_pair(name: str, dtype: torch.dtype, device: str, channels_last: bool) -> tuple[UNet, Any]:
     """Both networks, holding the very same tensors."""
     with torch.device("meta"):
         ours = UNet(UNETS[name])
@@ -69,7 +67,7 @@ def pair(name: str, dtype: torch.dtype, device: str, channels_last: bool) -> tup
 
 def make_calls(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Call]:
     """One forward pass of each network, on the same inputs."""
-    ours, theirs = pair(args.unet, dtype, args.device, args.channels_last)
+    ours, theirs = make_pair(args.unet, dtype, args.device, args.channels_last)
     cfg = UNETS[args.unet]
     x = torch.randn(args.batch, cfg.in_channels, args.size, args.size).to(args.device, dtype)
     if args.channels_last:
@@ -110,7 +108,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unet", choices=BLOCKS, default="sd15")
     parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
@@ -124,7 +122,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main():
-    args = arguments()
+    args = parse_arguments()
     rows = []
     for name in args.dtype:
         calls = make_calls(args, getattr(torch, name))

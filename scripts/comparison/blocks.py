@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def expect(case: Case, progress: Callable[[list[str]], Iterable[str]] = iter) -> Expected:
-    """What the reference's blocks are given, and give."""
+    """What each block of the reference is given, and what it returns."""
     return ldm.compare.expect(
         case.reference, case.reference_inputs, dtype=case.dtype, run=case.run_reference, progress=progress
     )
@@ -40,12 +40,15 @@ def compare(case: Case, expected: Expected, backend: str = "torch") -> Compariso
     """A row for every block that both networks have, ours computed by a backend of ldm.ops."""
     with ops.backend(backend):
         return ldm.compare.compare(
-            case.ours, expected, names(case), inputs=case.inputs, run=case.run, rules=DiffusersRules()
+            case.ours, expected, find_names(case), inputs=case.inputs, run=case.run, rules=DiffusersRules()
         )
 
 
-def names(case: Case) -> dict[str, str]:
-    """transformers >= 5.6 drops the level "text_model" of CLIPTextModel in memory; every published file has it."""
+def find_names(case: Case) -> dict[str, str]:
+    """Of blocks that are called otherwise in the reference.
+
+    transformers >= 5.6 drops the level "text_model" of CLIPTextModel in memory; every published file has it.
+    """
     if hasattr(case.ours, "text_model") and not hasattr(case.reference, "text_model"):
         return {"text_model": ""}
     return {}
@@ -54,7 +57,7 @@ def names(case: Case) -> dict[str, str]:
 class DiffusersRules(Rules):
     def compares(self, block: nn.Module) -> bool:
         """Blocks that hold parameters: activations and attention stand elsewhere in the references."""
-        return any(True for _ in block.parameters())
+        return len(list(block.parameters())) > 0
 
     def arguments(self, block: nn.Module, call: Call) -> tuple[tuple, dict[str, Any]]:
         """x first, then the others by our names for them."""

@@ -16,26 +16,27 @@ AGREES = ((0.1, "#eef5fa"), (LIMIT, "#9ecae1"))  # error / noise -> color
 DEPARTS = ((LIMIT, "#fdae61"), (30, "#f46d43"), (1e3, "#d73027"), (1e6, "#a50026"))
 
 
-def verdict(name: str, found: Comparison) -> str:
+def describe(name: str, found: Comparison) -> str:
+    """One line: the verdict on one network."""
     return f"{name}: {found.verdict()}"
 
 
-def agrees(results: Results) -> bool:
+def all_agree(results: Results) -> bool:
     return all(found.agrees for found in results.values())
 
 
-def record(results: Results, facts: dict[str, str]) -> dict:
-    """All of it, for json.dumps; infinite numbers become null."""
+def make_record(results: Results, facts: dict[str, str]) -> dict[str, Any]:
+    """All that was found, for json.dumps; infinite numbers become null."""
     blocks = {}
     verdicts = {}
     for name, found in results.items():
-        blocks[name] = [finite(asdict(row)) for row in found.rows]
-        verdicts[name] = verdict(name, found)
-    return facts | {"limit": LIMIT, "agrees": agrees(results), "networks": blocks, "verdicts": verdicts}
+        blocks[name] = [replace_infinite(asdict(row)) for row in found.rows]
+        verdicts[name] = describe(name, found)
+    return facts | {"limit": LIMIT, "agrees": all_agree(results), "networks": blocks, "verdicts": verdicts}
 
 
-def finite(row: dict) -> dict:
-    """JSON has no infinity."""
+def replace_infinite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: it becomes None."""
     kept = {}
     for key, value in row.items():
         infinite = isinstance(value, float) and not math.isfinite(value)
@@ -43,8 +44,8 @@ def finite(row: dict) -> dict:
     return kept
 
 
-def color(value: float | None) -> str:
-    """Of error / noise: blue below the limit, from orange to dark red above it, on a logarithmic scale."""
+def choose_color(value: float | None) -> str:
+    """The color of error / noise: blue below the limit, from orange to dark red above it, on a logarithmic scale."""
     if value is None:
         return "#ffffff"
     stops = AGREES if value <= LIMIT else DEPARTS
@@ -67,25 +68,25 @@ def color(value: float | None) -> str:
 def write_page(path: Path, results: Results, facts: dict[str, str], everything: bool):
     """One HTML file that needs no other."""
     template = Template(Path(__file__).with_name("page.html").read_text())
-    sections = "\n".join(section(name, found, everything) for name, found in results.items())
-    state = "agrees" if agrees(results) else "departs"
-    text = template.substitute(facts=escape(in_words(facts)), limit=LIMIT, sections=sections, state=state)
+    sections = "\n".join(make_section(name, found, everything) for name, found in results.items())
+    state = "agrees" if all_agree(results) else "departs"
+    text = template.substitute(facts=escape(list_facts(facts)), limit=LIMIT, sections=sections, state=state)
     path.write_text(text)
 
 
-def in_words(facts: dict[str, str]) -> str:
+def list_facts(facts: dict[str, str]) -> str:
     """What was compared, with which versions."""
     return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
-def section(name: str, found: Comparison, everything: bool) -> str:
+def make_section(name: str, found: Comparison, everything: bool) -> str:
     """The heading, verdict and table of one network."""
     first = found.faults[0] if found.faults else None
     lines = []
     for depth, row, short in shown(found.rows, everything):
         cells = ""
         for value in (ratio(row), run_ratio(row)):
-            style = f"background:{color(value)};color:{ink(value)}"
+            style = f"background:{choose_color(value)};color:{choose_ink(value)}"
             cells += f'<td class="heat" style="{style}">{number(value)}</td>'
         marks = ""
         if row is first:
@@ -98,13 +99,13 @@ def section(name: str, found: Comparison, everything: bool) -> str:
         )
     head = "".join(f'<th scope="col">{text}</th>' for text in ("block", "error / noise", "in a run", "error", "noise"))
     return (
-        f"<h2>{escape(name)}</h2>\n<p>{escape(verdict(name, found))}.</p>\n<table>\n<thead><tr>{head}</tr></thead>\n"
+        f"<h2>{escape(name)}</h2>\n<p>{escape(describe(name, found))}.</p>\n<table>\n<thead><tr>{head}</tr></thead>\n"
         "<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
     )
 
 
-def ink(value: float | None) -> str:
-    """The color of letters on `color`."""
+def choose_ink(value: float | None) -> str:
+    """The color of letters on choose_color."""
     return "#ffffff" if value is not None and value > 300 else "#1a1a1a"
 
 
@@ -119,7 +120,7 @@ def write_heat_map(path: Path, results: Results, facts: dict[str, str], everythi
     figure = Figure(figsize=(5 * len(columns), min(1.6 + 0.2 * tallest, 200)), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items()):
         draw(axes, name, rows, tallest)
-    figure.suptitle(f"error / noise: blue up to {LIMIT}, red above it: departs\n{in_words(facts)}", fontsize=9)
+    figure.suptitle(f"error / noise: blue up to {LIMIT}, red above it: departs\n{list_facts(facts)}", fontsize=9)
     figure.savefig(path, dpi=100)
 
 
@@ -129,8 +130,8 @@ def draw(axes: Any, name: str, rows: Sequence[Row], tallest: int):
 
     for y, row in enumerate(rows):
         for x, value in enumerate((ratio(row), run_ratio(row))):
-            axes.add_patch(Rectangle((x, y), 1, 1, facecolor=color(value), edgecolor="white", linewidth=0.5))
-            axes.text(x + 0.5, y + 0.5, number(value), ha="center", va="center", fontsize=7, color=ink(value))
+            axes.add_patch(Rectangle((x, y), 1, 1, facecolor=choose_color(value), edgecolor="white", linewidth=0.5))
+            axes.text(x + 0.5, y + 0.5, number(value), ha="center", va="center", fontsize=7, color=choose_ink(value))
     first = next((y for y, row in enumerate(rows) if row.own), None)
     if first is not None:
         axes.add_patch(Rectangle((0, first), 1, 1, fill=False, edgecolor="black", linewidth=3, zorder=3))

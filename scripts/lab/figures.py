@@ -56,10 +56,10 @@ def draw_costs(plt: Any, folder: Path, study: Study, value: str, label: str, flo
             runs = measure.select(study.runs, name, schedule)
             values = [getattr(run, value) for run in runs]
             if values[0] > 0:  # not NaN
-                lines[name] = [run.evaluations for run in runs], values
+                lines[name] = ([run.evaluations for run in runs], values)
         path = folder / f"{value}-{schedule.replace(':', '-')}.png"
-        with plots.figure(plt, path, schedule) as axes:
-            plots.curves(axes, lines, study.samplers, "network evaluations", label, floor)
+        with plots.open_figure(plt, path, schedule) as axes:
+            plots.draw_curves(axes, lines, study.samplers, "network evaluations", label, floor)
         files.append(path)
     return files
 
@@ -70,8 +70,8 @@ def draw_levels(plt: Any, folder: Path, study: Study) -> Path:
     for name in study.schedules:
         chosen[name] = measure.choose_levels(study.problem, name, study.shown_steps)
     path = folder / "levels.png"
-    with plots.figure(plt, path, "", width=6.4, height=0.9 + 0.36 * len(chosen)) as axes:
-        plots.levels(axes, chosen)
+    with plots.open_figure(plt, path, "", width=6.4, height=0.9 + 0.36 * len(chosen)) as axes:
+        plots.draw_levels(axes, chosen)
     return path
 
 
@@ -82,8 +82,8 @@ def draw_paths(plt: Any, folder: Path, study: Study, samples: Tensor) -> list[Pa
         path = folder / f"paths-{name}.png"
         draws_noise = any(isnan(run.error) for run in study.runs if run.sampler == name)
         count = 4 if draws_noise else 14
-        with plots.figure(plt, path, name, height=4.2) as axes:
-            plots.paths(axes, study.states[name], study.exact, samples, plots.colour(k), count)
+        with plots.open_figure(plt, path, name, height=4.2) as axes:
+            plots.draw_paths(axes, study.states[name], study.exact, samples, plots.choose_colour(k), count)
         files.append(path)
     return files
 
@@ -101,8 +101,8 @@ def draw_pictures(plt: Any, folder: Path, study: Study) -> list[Path]:
         labels.append("exact path")
         columns = [to_picture(study.problem, end) for end in ends]
         path = folder / f"pictures-{name}.png"
-        with plots.figure(plt, path, name, height=3.4) as axes:
-            plots.pictures(axes, columns, labels)
+        with plots.open_figure(plt, path, name, height=3.4) as axes:
+            plots.draw_pictures(axes, columns, labels)
         files.append(path)
     return files
 

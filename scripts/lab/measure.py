@@ -41,7 +41,7 @@ class Run(NamedTuple):
     end: Tensor
 
 
-class Counted:
+class Counter:
     """A function that counts its calls."""
 
     def __init__(self, function: Callable[..., Any]):
@@ -54,16 +54,21 @@ class Counted:
 
 
 def start(problem: Problem, sigma: float) -> Tensor:
+    """The noise of the problem at this level, with the variance of noisy pictures."""
     return problem.noise * sqrt(1 + sigma**2)
 
 
-def exact_path(problem: Problem, steps: int) -> Track:
+def find_exact_path(problem: Problem, steps: int) -> Track:
     """The path of problem.noise, from Heun's method with `steps` and twice as many: the error of its order cancels."""
-    coarse, fine = (karras(problem.levels.sigma_min, problem.levels.sigma_max, n + 1) for n in (steps, 2 * steps))
-    first = start(problem, coarse[0])
-    coarse_xs, fine_xs = ([step.x for step in heun(problem.denoise, first, sigmas)] for sigmas in (coarse, fine))
-    path = [(coarse[0], first)]
-    for sigma, a, b in zip(coarse[1:], coarse_xs, fine_xs[1::2]):
+    levels = problem.levels
+    coarse_sigmas = karras(levels.sigma_min, levels.sigma_max, steps + 1)
+    fine_sigmas = karras(levels.sigma_min, levels.sigma_max, 2 * steps + 1)
+    first = start(problem, coarse_sigmas[0])
+    coarse = [step.x for step in heun(problem.denoise, first, coarse_sigmas)]
+    fine = [step.x for step in heun(problem.denoise, first, fine_sigmas)]
+    path = [(coarse_sigmas[0], first)]
+    # Richardson: half the step leaves a quarter of the error of a method of second order
+    for sigma, a, b in zip(coarse_sigmas[1:], coarse, fine[1::2]):
         path.append((sigma, (4 * b - a) / 3))
     return path
 
@@ -81,8 +86,8 @@ def sample(problem: Problem, name: str, schedule: str, steps: int, exact: Tensor
     # Other numbers than those of the start
     streams = Streams([seed + 1000 for seed in problem.seeds], problem.noise.shape[1:], problem.noise.device)
     source = sampler.noise(streams, sigmas)
-    noise = Counted(streams if source is None else source)
-    denoise = Counted(problem.denoise)
+    noise = Counter(streams if source is None else source)  # some samplers draw from nothing
+    denoise = Counter(problem.denoise)
     x = start(problem, sigmas[0])
     states = []
     for step in sampler.run(denoise, x, sigmas, noise):
@@ -97,7 +102,7 @@ def sample(problem: Problem, name: str, schedule: str, steps: int, exact: Tensor
     return Run(name, schedule, steps, denoise.calls, error, distance, x), states
 
 
-def order(runs: list[Run]) -> float:
+def find_order(runs: list[Run]) -> float:
     """How fast the error falls: the slope of log error over log evaluations between the last two runs."""
     if len(runs) < 2:
         return nan

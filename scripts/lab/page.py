@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from lab.figures import Figures, Study
-from lab.measure import Run, order, select
+from lab.measure import Run, find_order, select
 
 
 def write_page(folder: Path, study: Study, figures: Figures, about: str) -> Path:
@@ -22,7 +22,9 @@ def write_page(folder: Path, study: Study, figures: Figures, about: str) -> Path
     rows = []
     for name, schedule in product(study.samplers, study.schedules):
         runs = select(study.runs, name, schedule)
-        cells = [name, schedule, *(number(run.error, ".2e") for run in runs), number(order(runs), ".1f")]
+        cells = [name, schedule]
+        cells += [format_number(run.error, ".2e") for run in runs]
+        cells.append(format_number(find_order(runs), ".1f"))
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>")
     heads = "".join(f"<th>{n} steps" for n in study.steps)
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -38,7 +40,8 @@ def embed(path: Path) -> str:
     return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
-def number(value: float, form: str) -> str:
+def format_number(value: float, form: str) -> str:
+    """A dash where it is not known."""
     return "–" if isnan(value) else format(value, form)
 
 

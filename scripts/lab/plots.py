@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ GRID: dict[str, Any] = dict(color="#e5e5e5", linewidth=0.8)
 
 
 @contextmanager
-def figure(plt: Any, path: Path, title: str, width: float = 4.6, height: float = 3.7) -> Generator[Any]:
+def open_figure(plt: Any, path: Path, title: str, width: float = 4.6, height: float = 3.7) -> Generator[Any]:
     """Axes to draw on inside the block; the PNG is written at its end."""
     plot, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -24,11 +25,12 @@ def figure(plt: Any, path: Path, title: str, width: float = 4.6, height: float =
     plt.close(plot)
 
 
-def colour(k: int) -> str:
+def choose_colour(k: int) -> str:
+    """Of the k-th sampler or schedule."""
     return COLOURS[k % len(COLOURS)]
 
 
-def curves(
+def draw_curves(
     axes: Any,
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     names: Sequence[str],
@@ -39,28 +41,33 @@ def curves(
     """Named lines (x, y), both logarithmic; `names` fixes the colours. floor: what y cannot be expected to pass."""
     for name, (x, y) in lines.items():
         k = list(names).index(name)
-        axes.plot(x, y, "o-" if k < len(COLOURS) else "s--", color=colour(k), markersize=4, linewidth=1.6, label=name)
+        style = "o-" if k < len(COLOURS) else "s--"
+        axes.plot(x, y, style, color=choose_colour(k), markersize=4, linewidth=1.6, label=name)
     if floor:
         axes.axhline(floor, color="#888", linestyle=":", linewidth=1.2, label="two exact draws")
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    ticks = sorted({value for x, _ in lines.values() for value in x})
-    apart = [b for a, b in zip([0, *ticks], ticks) if b > 1.3 * a]
+    costs = set()
+    for x, _ in lines.values():
+        costs.update(x)
+    ticks = sorted(costs)
+    apart = [b for a, b in zip([0, *ticks], ticks) if b > 1.3 * a]  # numbers that do not overlap
     axes.set_xticks(apart, [str(n) for n in apart])
     low, high = axes.get_ylim()
     if high < 100 * low:  # too narrow for powers of ten
-        fine = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 3, 5) if low < m * 10.0**e < high]
-        axes.set_yticks(fine, [f"{value:g}" for value in fine])
+        values = [m * 10.0**e for e, m in product(range(-12, 12), (1, 2, 3, 5))]
+        shown = [value for value in values if low < value < high]
+        axes.set_yticks(shown, [f"{value:g}" for value in shown])
     axes.minorticks_off()
     axes.grid(**GRID)
     axes.legend(fontsize=7.5, frameon=False, ncols=1 + len(lines) // 7)
 
 
-def levels(axes: Any, schedules: Mapping[str, Sequence[float]]):
+def draw_levels(axes: Any, schedules: Mapping[str, Sequence[float]]):
     """A row of marks per schedule, at its noise levels above 0."""
     for k, sigmas in enumerate(schedules.values()):
         sigmas = [sigma for sigma in sigmas if sigma > 0]
-        axes.hlines(k, sigmas[-1], sigmas[0], color=colour(k), linewidth=1, alpha=0.4)
-        axes.plot(sigmas, [k] * len(sigmas), "|", color=colour(k), markersize=13, markeredgewidth=1.8)
+        axes.hlines(k, sigmas[-1], sigmas[0], color=choose_colour(k), linewidth=1, alpha=0.4)
+        axes.plot(sigmas, [k] * len(sigmas), "|", color=choose_colour(k), markersize=13, markeredgewidth=1.8)
     axes.set_yticks(range(len(schedules)), schedules)
     axes.set(xscale="log", xlabel="noise level sigma", ylim=(len(schedules) - 0.5, -0.5))
     axes.invert_xaxis()
@@ -69,7 +76,7 @@ def levels(axes: Any, schedules: Mapping[str, Sequence[float]]):
     axes.grid(axis="x", **GRID)
 
 
-def paths(
+def draw_paths(
     axes: Any,
     states: Sequence[tuple[float, Tensor]],
     exact: Sequence[tuple[float, Tensor]],
@@ -82,11 +89,12 @@ def paths(
     states, exact: (sigma, x (1 2 1 n)) along a sampler's path and along the true one. samples: clean points (n 2).
     """
 
-    def tracks(path: Sequence[tuple[float, Tensor]]) -> Tensor:
+    def scale(path: Sequence[tuple[float, Tensor]]) -> Tensor:
         return torch.stack([x[0, :, 0, :count] / sqrt(1 + sigma**2) for sigma, x in path])  # (levels 2 count)
 
     axes.scatter(*samples[:1500].T, s=3, color="#d9d9d9", linewidths=0)
-    truth, found = tracks(exact), tracks(states)
+    truth = scale(exact)
+    found = scale(states)
     for k in range(truth.shape[2]):
         axes.plot(*truth[:, :, k].T, color="#777", linewidth=0.9)
         axes.plot(*found[:, :, k].T, ".-", color=color, linewidth=1, markersize=3.5)
@@ -95,9 +103,10 @@ def paths(
     axes.spines[:].set_visible(False)
 
 
-def pictures(axes: Any, columns: Sequence[Tensor], labels: Sequence[str]):
+def draw_pictures(axes: Any, columns: Sequence[Tensor], labels: Sequence[str]):
     """Columns of pictures (b 3 h w) in [-1, 1], with a label each."""
-    whole = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)  # (3, b h, columns w)
+    stacked = [torch.cat(list(column), dim=1) for column in columns]  # (3 b*h w) each
+    whole = torch.cat(stacked, dim=2)
     axes.imshow(((whole + 1) / 2).clamp(0, 1).permute(1, 2, 0).float().cpu())
     width = whole.shape[2] / len(columns)
     axes.set_xticks([(k + 0.5) * width for k in range(len(columns))], labels, fontsize=8)

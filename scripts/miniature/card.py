@@ -6,6 +6,7 @@ python scripts/miniature/card.py --model weights/miniature
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 CARD = """---
 license: apache-2.0
@@ -68,58 +69,79 @@ Unicode's CLDR. `tokenizer/` is CLIP's vocabulary (MIT, OpenAI). The weights are
 """
 
 
-def thousands(number: int) -> str:
+def group_digits(number: int) -> str:
     return f"{number:,}"
+
+
+def name_parts(text: dict[str, Any]) -> dict[str, str]:
+    """What each network is. text: the configuration of the text tower."""
+    tower = f"CLIP-style text tower, {text['num_hidden_layers']} layers of width {text['hidden_size']}"
+    return {
+        "vae": "KL autoencoder, f8, 4 channels",
+        "unet": "UNet with cross-attention, three levels",
+        "text": f"{tower}, CLIP's own vocabulary",
+    }
+
+
+def list_parts(parameters: dict[str, int], names: dict[str, str]) -> str:
+    return "\n".join(f"| {part} | {group_digits(count)} | {names[part]} |" for part, count in parameters.items())
+
+
+def list_results(evaluation: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, result in evaluation.items():
+        of = result["of"]
+        rows.append(f"| {name} | {result['right']} of {of} | {result['background_right']} of {of} |")
+    return "\n".join(rows)
+
+
+def describe_training(facts: dict[str, Any], names: dict[str, str]) -> str:
+    """A list of what was trained for how long, and on what."""
+    lines = []
+    for part in ("vae", "unet"):
+        name, _, _ = names[part].partition(",")
+        run = facts[part]
+        steps = group_digits(run["steps"])
+        lines.append(f"* {name}: {steps} steps of {run['batch']} pictures in {run['minutes']} minutes.")
+    lines.append(
+        f"* On {facts['device']}, torch {facts['torch']}; the text tower is trained "
+        "together with the UNet, and both are moving averages of their weights."
+    )
+    return "\n".join(lines)
+
+
+def list_sources(sources: list[dict[str, str]]) -> str:
+    rows = []
+    for source in sources:
+        rows.append(f"| {source['package']} | {source['version']} | {source['licence']} | `{source['sha256']}` |")
+    return "\n".join(rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("weights/miniature"))
-    args = parser.parse_args()
+    folder = parser.parse_args().model
 
-    facts = json.loads((args.model / "training.json").read_text())
-    evaluation = json.loads((args.model / "evaluation.json").read_text())
-    defaults = json.loads((args.model / "model_index.json").read_text())["_defaults"]
-    text = json.loads((args.model / "text_encoder/config.json").read_text())
-    names = dict(
-        vae="KL autoencoder, f8, 4 channels",
-        unet="UNet with cross-attention, three levels",
-        text=f"CLIP-style text tower, {text['num_hidden_layers']} layers of width {text['hidden_size']}, "
-        "CLIP's own vocabulary",
-    )
-    training = [
-        f"* {names[part].split(',')[0]}: {thousands(facts[part]['steps'])} steps of "
-        f"{facts[part]['batch']} pictures in {facts[part]['minutes']} minutes."
-        for part in ("vae", "unet")
-    ]
+    facts = json.loads((folder / "training.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    defaults = json.loads((folder / "model_index.json").read_text())["_defaults"]
+    text = json.loads((folder / "text_encoder/config.json").read_text())
+    names = name_parts(text)
     card = CARD.format(
         size=facts["size"],
         latent=facts["size"] // 8,
-        length=text["max_position_embeddings"] - 2,
+        length=text["max_position_embeddings"] - 2,  # beside the marks of start and end
         learned=len(facts["learned"]),
         names=", ".join(facts["learned"]),
-        emoji=thousands(facts["emoji"]),
-        pictures=thousands(facts["pictures"]),
+        emoji=group_digits(facts["emoji"]),
+        pictures=group_digits(facts["pictures"]),
         **defaults,
-        parts="\n".join(
-            f"| {part} | {thousands(count)} | {names[part]} |" for part, count in facts["parameters"].items()
-        ),
-        evaluation="\n".join(
-            f"| {name} | {r['right']} of {r['of']} | {r['background_right']} of {r['of']} |"
-            for name, r in evaluation.items()
-        ),
-        training="\n".join(
-            [
-                *training,
-                f"* On {facts['device']}, torch {facts['torch']}; the text tower is trained "
-                "together with the UNet, and both are moving averages of their weights.",
-            ]
-        ),
-        sources="\n".join(
-            f"| {s['package']} | {s['version']} | {s['licence']} | `{s['sha256']}` |" for s in facts["sources"]
-        ),
+        parts=list_parts(facts["parameters"], names),
+        evaluation=list_results(evaluation),
+        training=describe_training(facts, names),
+        sources=list_sources(facts["sources"]),
     )
-    (args.model / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

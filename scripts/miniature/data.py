@@ -16,10 +16,12 @@ import json
 import random
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import resvg_py
+import resvg_py  # ty: ignore[import-not-found]  # of the extra `train`
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -49,6 +51,8 @@ BACKGROUNDS = {
 LEFT_OUT_GROUPS = {"component", "flags"}
 LEFT_OUT_SUBGROUPS = {"alphanum", "keycap", "av-symbol", "arrow", "transport-sign"}  # little but letters and signs
 
+Render = Callable[[str], Image.Image | None]
+
 
 def fetch(package: str, folder: Path) -> Path:
     """Download one npm package unless it is there; returns its archive."""
@@ -62,47 +66,58 @@ def fetch(package: str, folder: Path) -> Path:
     return archive
 
 
-def members(archive: Path) -> dict[str, bytes]:
+def unpack(archive: Path) -> dict[str, bytes]:
+    """The files of an npm package by their paths in it."""
+    files = {}
     with tarfile.open(archive) as tar:
-        return {m.name.removeprefix("package/"): tar.extractfile(m).read() for m in tar if m.isfile()}
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:  # None for a folder
+                files[member.name.removeprefix("package/")] = file.read()
+    return files
 
 
-def codepoints(text: str) -> str:
-    """One spelling for all three packages: lower case, without the variation selector."""
-    return text.lower().replace("-fe0f", "")
+def normalize(code: str) -> str:
+    """The code points of an emoji as all three packages have them: lower case, without the variation selector."""
+    return code.lower().replace("-fe0f", "")
 
 
-def chosen(data: dict[str, bytes]) -> list[dict]:
+def choose_emoji(data: dict[str, bytes]) -> list[dict[str, Any]]:
     """The emoji to train on: no flags, letters, clock faces, or variants of skin, gender and direction."""
     names = json.loads(data["meta/groups.json"])
     kept = []
     for emoji in json.loads(data["en/data.json"]):
+        label = emoji["label"]
         group = names["groups"].get(str(emoji.get("group")), "component")
         subgroup = names["subgroups"].get(str(emoji.get("subgroup")), "")
-        variant = group == "people-body" and "200D" in emoji["hexcode"] or "facing right" in emoji["label"]
-        clock = "o’clock" in emoji["label"] or "-thirty" in emoji["label"]
-        if group not in LEFT_OUT_GROUPS and subgroup not in LEFT_OUT_SUBGROUPS and not variant and not clock:
+        left_out = group in LEFT_OUT_GROUPS or subgroup in LEFT_OUT_SUBGROUPS
+        joined_person = group == "people-body" and "200D" in emoji["hexcode"]  # the zero-width joiner
+        turned = "facing right" in label
+        clock = "o’clock" in label or "-thirty" in label
+        if not (left_out or joined_person or turned or clock):
             kept.append(emoji)
     return kept
 
 
-def sprites(noto: dict[str, bytes], fluent: dict[str, bytes]):
+def make_renderers(noto: dict[str, bytes], fluent: dict[str, bytes]) -> dict[str, Render]:
     """Per style a function from code points to an RGBA picture, or to None where the set lacks it."""
     icons = json.loads(noto["icons.json"])["icons"]
-    icon_names = {codepoints(k): v for k, v in json.loads(noto["chars.json"]).items()}
-    files = {codepoints(Path(name).stem): name for name in fluent if name.endswith(".webp")}
+    icon_names = {normalize(code): name for code, name in json.loads(noto["chars.json"]).items()}
+    files = {normalize(Path(name).stem): name for name in fluent if name.endswith(".webp")}
 
-    def flat(code: str) -> Image.Image | None:
+    def render_flat(code: str) -> Image.Image | None:
         body = icons.get(icon_names.get(code, ""), {}).get("body")
         if body is None:
             return None
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 128 128" width="256" height="256">{body}</svg>'
         return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
 
-    def solid(code: str) -> Image.Image | None:
-        return Image.open(io.BytesIO(fluent[files[code]])).convert("RGBA") if code in files else None
+    def render_3d(code: str) -> Image.Image | None:
+        if code not in files:
+            return None
+        return Image.open(io.BytesIO(fluent[files[code]])).convert("RGBA")
 
-    return {"flat": flat, "3d": solid}
+    return {"flat": render_flat, "3d": render_3d}
 
 
 def compose(sprite: Image.Image, colour: tuple[int, int, int], small: bool, size: int) -> np.ndarray:
@@ -110,10 +125,38 @@ def compose(sprite: Image.Image, colour: tuple[int, int, int], small: bool, size
     sprite = sprite.crop(sprite.getchannel("A").getbbox())
     side = round(size * (0.5 if small else 0.92))
     scale = side / max(sprite.size)
-    sprite = sprite.resize([max(1, round(s * scale)) for s in sprite.size], Image.Resampling.LANCZOS)
+    width = max(1, round(sprite.width * scale))
+    height = max(1, round(sprite.height * scale))
+    sprite = sprite.resize((width, height), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (size, size), (*colour, 255))
     canvas.alpha_composite(sprite, ((size - sprite.width) // 2, (size - sprite.height) // 2))
     return np.asarray(canvas.convert("RGB"))
+
+
+def compose_all(
+    emojis: list[dict[str, Any]], renderers: dict[str, Render], size: int
+) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Every emoji that both styles have, on every background, and small on three of them; a record for each picture."""
+    rng = random.Random(0)
+    pictures = []
+    records = []
+    for emoji in tqdm(emojis, desc="compose", disable=None):
+        sprites = {}
+        for style, render in renderers.items():
+            sprite = render(normalize(emoji["hexcode"]))
+            if sprite is not None:
+                sprites[style] = sprite
+        if len(sprites) < len(renderers):
+            continue
+        about = dict(label=emoji["label"], tags=emoji.get("tags", []))
+        for style, sprite in sprites.items():
+            small_on = ["white", *rng.sample(list(BACKGROUNDS)[1:], 2)]
+            variants = [(background, False) for background in BACKGROUNDS]
+            variants += [(background, True) for background in small_on]
+            for background, small in variants:
+                pictures.append(compose(sprite, BACKGROUNDS[background], small, size))
+                records.append(about | dict(style=style, background=background, small=small))
+    return pictures, records
 
 
 def main():
@@ -128,33 +171,15 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    noto, fluent, captions = (members(fetch(package, args.out)) for package in PACKAGES)
-    draw = sprites(noto, fluent)
-    rng = random.Random(0)
-    pictures, records = [], []
-    for emoji in tqdm(chosen(captions), desc="compose", disable=None):
-        drawn = {style: function(codepoints(emoji["hexcode"])) for style, function in draw.items()}
-        if None in drawn.values():
-            continue
-        for style, sprite in drawn.items():
-            small_on = ["white", *rng.sample(list(BACKGROUNDS)[1:], 2)]
-            for background, small in [(b, False) for b in BACKGROUNDS] + [(b, True) for b in small_on]:
-                pictures.append(compose(sprite, BACKGROUNDS[background], small, args.size))
-                records.append(
-                    dict(
-                        label=emoji["label"],
-                        tags=emoji.get("tags", []),
-                        style=style,
-                        background=background,
-                        small=small,
-                    )
-                )
+    noto, fluent, captions = (unpack(fetch(package, args.out)) for package in PACKAGES)
+    pictures, records = compose_all(choose_emoji(captions), make_renderers(noto, fluent), args.size)
 
     np.save(args.out / "pictures.npy", np.stack(pictures))
     (args.out / "pictures.json").write_text(json.dumps(records, ensure_ascii=False))
     sources = [dict(package=p, version=v, licence=licence, sha256=SHA256[p]) for p, (v, licence) in PACKAGES.items()]
     (args.out / "sources.json").write_text(json.dumps(sources, indent=1))
-    print(f"{len(records)} pictures of {len({r['label'] for r in records})} emoji in {args.out}")
+    labels = {record["label"] for record in records}
+    print(f"{len(records)} pictures of {len(labels)} emoji in {args.out}")
 
 
 if __name__ == "__main__":

@@ -10,47 +10,98 @@ Writes evaluation.json to the model's folder.
 import argparse
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from torch import Tensor
 
 import weights
+from captions import Record, write_full_caption
 from ldm import tasks
+from ldm.model import Model
+
+PICTURES_AT_ONCE = 1024  # training pictures whose distances are computed together
 
 
-def full_caption(record: dict) -> str:
-    """All that the caption of a training picture can say."""
-    subject = f"small {record['label']}" if record["small"] else record["label"]
-    return f"{subject}, {record['style']} style, on a {record['background']} background"
+@dataclass(frozen=True)
+class TrainingSet:
+    """The pictures of the training (n h w 3) uint8, and a record of each."""
+
+    pictures: np.ndarray
+    records: list[Record]
 
 
-def halved(pictures: torch.Tensor) -> torch.Tensor:
+class Judgement(NamedTuple):
+    """What a model drew for captions. rows: the training pictures whose captions they are. drawn: (n h w 3) uint8.
+    nearest: the training picture that each is nearest to. distances: to it, mean squared difference of a pixel."""
+
+    rows: list[int]
+    drawn: Tensor
+    nearest: list[int]
+    distances: Tensor
+
+
+def halve(pictures: Tensor) -> Tensor:
     """Pictures (n h w 3) uint8 -> (n d) float32, half as high and as wide."""
     x = rearrange(pictures.float() / 255, "n h w c -> n c h w")
     return rearrange(F.avg_pool2d(x, 2), "n c h w -> n (c h w)")
 
 
-def nearest(drawn: torch.Tensor, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each drawn picture (n d) the index of the nearest training picture and their mean squared difference."""
-    distances = (
-        torch.cat(
-            [
-                torch.cdist(drawn, halved(torch.tensor(pictures[start : start + 1024])))
-                for start in range(0, len(pictures), 1024)
-            ],
-            dim=1,
-        ).square()
-        / drawn.shape[1]
-    )
+def find_nearest(drawn: Tensor, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    """For each drawn picture (n d) the number of the nearest training picture and their mean squared difference."""
+    parts = []
+    for start in range(0, len(pictures), PICTURES_AT_ONCE):
+        some = torch.tensor(pictures[start : start + PICTURES_AT_ONCE])
+        parts.append(torch.cdist(drawn, halve(some)))
+    distances = torch.cat(parts, dim=1).square() / drawn.shape[1]
     found = distances.min(dim=1)
     return found.indices, found.values
 
 
-def main():
+def sort_captions(records: list[Record], learned: list[str]) -> dict[str, list[int]]:
+    """The pictures of learned emoji, by number, in three groups whose captions differ in difficulty."""
+    groups = {"plain": [], "colored": [], "small": []}
+    for row, record in enumerate(records):
+        if record["label"] not in learned:
+            continue
+        if record["small"]:
+            groups["small"].append(row)
+        elif record["background"] == "white":
+            groups["plain"].append(row)
+        else:
+            groups["colored"].append(row)
+    return groups
+
+
+def judge(model: Model, training: TrainingSet, rows: list[int], guidance: float | None, steps: int | None) -> Judgement:
+    """Draw the captions of these training pictures, and find what each comes nearest to."""
+    prompts = [write_full_caption(training.records[row]) for row in rows]
+    images = tasks.text_to_image(model, prompts, seeds=range(len(rows)), guidance=guidance, steps=steps)
+    drawn = rearrange(((images + 1) * 127.5).round().byte(), "n c h w -> n h w c")
+    nearest, distances = find_nearest(halve(drawn), training.pictures)
+    return Judgement(rows, drawn, nearest.tolist(), distances)
+
+
+def count_hits(judgement: Judgement, records: list[Record], field: str) -> int:
+    """In how many the nearest picture has this field of its record as the caption has it."""
+    pairs = zip(judgement.rows, judgement.nearest)
+    return sum(records[row][field] == records[near][field] for row, near in pairs)
+
+
+def write_comparison(path: Path, judgement: Judgement, pictures: np.ndarray) -> None:
+    """A picture of what was drawn, of what it is nearest to, and of what was meant, in rows of 20."""
+    kinds = [judgement.drawn.numpy(), pictures[judgement.nearest], pictures[judgement.rows]]
+    grid = rearrange(np.stack(kinds), "kind (r n) h w c -> (r kind h) (n w) c", n=20)
+    Image.fromarray(grid).save(path)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="build", type=Path, default=Path("build/miniature"))
     parser.add_argument("--model", type=Path, default=weights.MINIATURE)
@@ -59,37 +110,27 @@ def main():
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--picture", type=Path, help="write drawn, nearest and meant pictures side by side")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main():
+    args = parse_arguments()
     pictures = np.load(args.build / "pictures.npy", mmap_mode="r")
-    records = json.loads((args.build / "pictures.json").read_text())
+    training = TrainingSet(pictures, json.loads((args.build / "pictures.json").read_text()))
     model = weights.load(args.model)
     learned = json.loads((args.model / "training.json").read_text())["learned"]
-    captions = [i for i, r in enumerate(records) if r["label"] in learned]
-    small = [i for i in captions if records[i]["small"]]
-    plain = [i for i in captions if records[i]["background"] == "white" and not records[i]["small"]]
-    colored = [i for i in captions if records[i]["background"] != "white" and not records[i]["small"]]
     results = {}
-    for name, rows in (("plain", plain), ("colored", colored), ("small", small)):
+    for name, rows in sort_captions(training.records, learned).items():
         chosen = random.Random(args.seed).sample(rows, args.count)
-        images = tasks.text_to_image(
-            model,
-            [full_caption(records[i]) for i in chosen],
-            seeds=range(args.count),
-            guidance=args.guidance,
-            steps=args.steps,
-        )
-        drawn = rearrange(((images + 1) * 127.5).round().byte(), "n c h w -> n h w c")
-        found, distances = nearest(halved(drawn), pictures)
-        hits = [records[i]["label"] == records[j]["label"] for i, j in zip(chosen, found.tolist())]
-        background = [records[i]["background"] == records[j]["background"] for i, j in zip(chosen, found.tolist())]
+        judgement = judge(model, training, chosen, args.guidance, args.steps)
         results[name] = dict(
-            right=sum(hits), of=len(hits), background_right=sum(background), distance=round(distances.mean().item(), 4)
+            right=count_hits(judgement, training.records, "label"),
+            of=len(chosen),
+            background_right=count_hits(judgement, training.records, "background"),
+            distance=round(judgement.distances.mean().item(), 4),
         )
         if args.picture and name == "plain":
-            rows = [drawn.numpy(), pictures[found.numpy()], pictures[chosen]]
-            grid = rearrange(np.stack(rows), "kind (r n) h w c -> (r kind h) (n w) c", n=20)
-            Image.fromarray(grid).save(args.picture)
+            write_comparison(args.picture, judgement, training.pictures)
     (args.model / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

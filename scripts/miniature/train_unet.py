@@ -12,23 +12,23 @@ time loses at most --save seconds of work. Several processes share the work, eac
 import argparse
 import copy
 import dataclasses
-import json
-import os
 import random
-import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from captions import Captions, read_captions
+from latents import load_latents
 from ldm.clip import CLIPText
-from ldm.config import CLIPConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, UNetConfig
 from ldm.tokenizer import Tokenizer
 from ldm.unet import UNet
-from ldm.vae import VAE
+from progress import Progress, save
+from samplers.schedules import noise_table
+from workers import Workers, join_workers
 
 TEXT = CLIPConfig(layers=3, width=96, heads=3, hidden=384, quick_gelu=True, length=32)
 UNET = UNetConfig(
@@ -44,91 +44,7 @@ UNET = UNetConfig(
 )
 
 
-def caption(record: dict, rng: random.Random) -> str:
-    """One of the ways to say what a picture shows; '' one time in ten."""
-    if rng.random() < 0.1:
-        return ""
-    subject = rng.choice(record["tags"]) if record["tags"] and rng.random() < 0.08 else record["label"]
-    if record["small"]:
-        subject = f"small {subject}"
-    if rng.random() < 0.5:
-        subject = f"{'an' if subject[0].lower() in 'aeiou' else 'a'} {subject}"
-    style = f", {record['style']} style" if rng.random() < 0.5 else ""
-    stated = record["background"] != "white" or rng.random() < 0.2
-    return subject + style + (f", on a {record['background']} background" if stated else "")
-
-
-def cached_latents(out: Path, device: str) -> tuple[torch.Tensor, float]:
-    """Latents of all pictures (n 4 h w), scaled to unit standard deviation, and that scale."""
-    path, state = out / "latents.pt", torch.load(out / "vae.pt", weights_only=True, map_location="cpu")
-    encoder = state["vae"]["quant_conv.weight"]  # tells whether the cache is of this encoder
-    if path.exists():
-        cache = torch.load(path, weights_only=True)
-        if torch.equal(cache["encoder"], encoder):
-            return cache["latents"], cache["scale"]
-    vae = VAE(VAEConfig(**state["config"])).to(device).eval()
-    vae.load_state_dict(state["vae"])
-    pictures, latents = np.load(out / "pictures.npy", mmap_mode="r"), []
-    for start in tqdm(range(0, len(pictures), 256), desc="latents", disable=None):
-        image = (
-            torch.from_numpy(pictures[start : start + 256].copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        )
-        with torch.no_grad():
-            latents.append(vae.encode(image).mode().cpu())
-    latents = torch.cat(latents)
-    scale = 1 / latents.std().item()
-    latents *= scale
-    save(path, dict(latents=latents, scale=scale, encoder=encoder))
-    return latents, scale
-
-
-def device_name(device: str, world: int) -> str:
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread"
-    return f"{world} x {name}"
-
-
-def save(path: Path, state: dict):
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
-def networks(device: str) -> nn.ModuleDict:
-    torch.manual_seed(0)
-    nets = nn.ModuleDict(dict(unet=UNet(UNET), text=CLIPText(TEXT)))
-    embeddings = nets["text"].text_model.embeddings
-    nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
-    nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
-    return nets.to(device)
-
-
-def v_loss(
-    nets: nn.ModuleDict, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor, ids: torch.Tensor
-) -> torch.Tensor:
-    """Mean squared error of the velocity alpha noise - sigma x0, per picture (b)."""
-    sigma = (1 - alpha**2).sqrt()
-    out = nets["unet"](alpha * x0 + sigma * noise, t, nets["text"](ids).last)
-    return (out.float() - (alpha * noise - sigma * x0)).square().mean((1, 2, 3))
-
-
-def of_first(number: float, device: str) -> float:
-    """The number that the first process holds, so that all stop at the same step."""
-    if not dist.is_initialized():
-        return number
-    shared = torch.tensor([number], dtype=torch.float64, device=device)
-    dist.broadcast(shared, 0)
-    return shared.item()
-
-
-def average(gradients: list[torch.Tensor]):
-    """Average each gradient over all processes, in place."""
-    if dist.is_initialized():
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for g, mean in zip(gradients, (flat / dist.get_world_size()).split([g.numel() for g in gradients])):
-            g.copy_(mean.view_as(g))
-
-
-def main():
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/miniature"))
     parser.add_argument(
@@ -143,93 +59,220 @@ def main():
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--save", type=float, default=120, help="seconds between checkpoints")
     parser.add_argument("--compile", action="store_true", help="worth its two minutes on a GPU")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        torch.cuda.set_device(rank % torch.cuda.device_count()) if device == "cuda" else None
-    if rank == 0:
-        cached_latents(args.out, device)
-    if world > 1:
-        dist.barrier()  # the others read what the first has made
-    latents, scale = cached_latents(args.out, device)
-    latents = latents.to(device, memory_format=torch.channels_last)
-    records = json.loads((args.out / "pictures.json").read_text())
-    names = args.emoji.read_text().splitlines()
-    learned = [i for i, r in enumerate(records) if r["label"] in names]
-    plain = [i for i in learned if records[i]["background"] == "white" and not records[i]["small"]]
-    tokenizer = Tokenizer(length=TEXT.length)
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    alphas = (1 - betas).cumprod(0).sqrt().to(device)
 
-    nets = networks(device)
-    ema = copy.deepcopy(nets).requires_grad_(False)
-    words = nets["text"].text_model.embeddings.parameters()  # each is seen seldom, so its steps are larger
-    others = [p for name, p in nets.named_parameters() if ".embeddings." not in name]
-    groups = [dict(params=list(words), factor=8), dict(params=others, factor=1)]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    path, done, step = args.out / "unet.pt", 0.0, 0
+def main():
+    args = parse_arguments()
+    workers = join_workers()
+    data = read_data(args.out, args.emoji, workers)
+    training = begin(args.lr, workers.device)
+    path = args.out / "unet.pt"
     if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
-        nets.load_state_dict(state["nets"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        done, step = state["seconds"], state["step"]
+        resume(training, path, workers.device)
+    train(training, data, workers, args)
+    training.seconds = 60 * args.minutes
+    if workers.is_first:
+        save(path, make_checkpoint(training, data, workers, args.batch))
 
-    def checkpoint(seconds: float) -> dict:
-        return dict(
-            nets=nets.state_dict(),
-            ema=ema.state_dict(),
-            optimizer=optimizer.state_dict(),
-            scale=scale,
-            learned=names,
-            config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
-            size=latents.shape[-1] * 8,
-            batch=args.batch * world,
-            device=device_name(device, world),
-            seconds=seconds,
-            step=step,
-        )
 
-    rng = random.Random(step * world + rank)
-    torch.manual_seed(step * world + rank)
+# Data: latents and captions
+
+
+@dataclass(frozen=True)
+class Data:
+    """latents (n 4 h w) of all pictures, on the device of the training, with unit standard deviation: those of the
+    autoencoder times scale. captions: what to say of them, and which of them to learn."""
+
+    latents: Tensor
+    scale: float
+    captions: Captions
+
+
+def read_data(folder: Path, emoji: Path, workers: Workers) -> Data:
+    # The first process makes the latents, the others read what it has made
+    if workers.is_first:
+        load_latents(folder, workers.device)
+    workers.wait()
+    latents, scale = load_latents(folder, workers.device)
+    latents = latents.to(workers.device, memory_format=torch.channels_last)
+    return Data(latents, scale, read_captions(folder / "pictures.json", emoji))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x0, noise (b 4 h w): clean latents and unit Gaussian noise. t (b): trained times. ids (b m): tokens."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    ids: Tensor
+
+
+def draw_batch(data: Data, count: int, tokenizer: Tokenizer, rng: random.Random) -> Batch:
+    device = data.latents.device
+    rows = data.captions.choose(count, rng)
+    ids = tokenizer(data.captions.write(rows, rng)).ids.to(device)
+    x0 = data.latents[rows]
+    noise = torch.randn(count, *data.latents.shape[1:], device=device)
+    # One random offset for all: times spread evenly over the batch make the loss vary less (arXiv 2107.00630)
+    t = ((torch.arange(count, device=device) + torch.rand((), device=device)) * 1000 / count).long()
+    return Batch(x0, noise.contiguous(memory_format=torch.channels_last), t, ids)
+
+
+# The networks and their loss
+
+
+class Networks(nn.Module):
+    """What learns: the names of its parameters begin with "unet." and "text."."""
+
+    def __init__(self):
+        super().__init__()
+        self.unet = UNet(UNET)
+        self.text = CLIPText(TEXT)
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """x (b 4 h w) at times t (b), under captions ids (b m) -> v (b 4 h w)."""
+        return self.unet(x, t, self.text(ids).last)
+
+
+def initialize() -> Networks:
+    torch.manual_seed(0)
+    nets = Networks()
+    embeddings = nets.text.text_model.embeddings
+    nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
+    nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+    return nets
+
+
+def make_alphas() -> Tensor:
+    """alpha of every trained time (1000), what is left of the picture there: x = alpha x0 + sqrt(1 - alpha^2) noise.
+
+    A table of the package `samplers` has the noise level relative to the picture instead, sqrt(1 - alpha^2) / alpha.
+    """
+    levels = torch.tensor(noise_table().sigmas, dtype=torch.float64)
+    return (1 / (1 + levels**2).sqrt()).float()
+
+
+def v_loss(nets: Networks, batch: Batch, alpha: Tensor) -> Tensor:
+    """Mean squared error of the velocity v = alpha noise - sigma x0, per picture (b). alpha: (b 1 1 1).
+
+    This is the v that NoiseTable.scaling turns into a picture. It says x0 = c_in^2 y - level c_in v, where c_in is
+    alpha, level is sigma / alpha and y is x / alpha: that is x0 = alpha x - sigma v, which holds for this v, since
+    alpha^2 + sigma^2 = 1.
+    """
+    sigma = (1 - alpha**2).sqrt()
+    x = alpha * batch.x0 + sigma * batch.noise
+    v = alpha * batch.noise - sigma * batch.x0
+    out = nets(x, batch.t, batch.ids)
+    return (out.float() - v).square().mean((1, 2, 3))
+
+
+# What a checkpoint holds
+
+
+@dataclass
+class Training:
+    """The networks as they learn, a moving average of their weights, and how far they have come. seconds: of all
+    resumed runs together."""
+
+    nets: Networks
+    ema: Networks
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    seconds: float = 0.0
+
+
+def begin(lr: float, device: str) -> Training:
+    nets = initialize().to(device)
+    # A word is seen seldom, so the steps of its embedding are larger
+    words = list(nets.text.text_model.embeddings.parameters())
+    others = [p for name, p in nets.named_parameters() if ".embeddings." not in name]
+    groups = [dict(params=words, factor=8), dict(params=others, factor=1)]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return Training(nets, copy.deepcopy(nets).requires_grad_(False), optimizer)
+
+
+def make_checkpoint(training: Training, data: Data, workers: Workers, batch: int) -> dict[str, Any]:
+    return dict(
+        nets=training.nets.state_dict(),
+        ema=training.ema.state_dict(),
+        optimizer=training.optimizer.state_dict(),
+        scale=data.scale,
+        learned=data.captions.names,
+        config=dict(unet=dataclasses.asdict(UNET), text=dataclasses.asdict(TEXT)),
+        size=data.latents.shape[-1] * 8,
+        batch=batch * workers.count,
+        device=workers.describe(),
+        seconds=training.seconds,
+        step=training.step,
+    )
+
+
+def resume(training: Training, path: Path, device: str) -> None:
+    """Go on from a checkpoint."""
+    state = torch.load(path, weights_only=True, map_location=device)
+    training.nets.load_state_dict(state["nets"])
+    training.ema.load_state_dict(state["ema"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.seconds = state["seconds"]
+    training.step = state["step"]
+
+
+# The loop
+
+
+def train(training: Training, data: Data, workers: Workers, args: argparse.Namespace) -> None:
+    """Learn until the time is over."""
+    # Each process, and each run that goes on, draws other numbers
+    seed = training.step * workers.count + workers.rank
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    device = workers.device
+    tokenizer = Tokenizer(length=TEXT.length)
+    alphas = make_alphas().to(device)
     loss_of = torch.compile(v_loss) if args.compile else v_loss
-    started, saved, total, recent = time.time() - done, time.time(), 60 * args.minutes, []
-    log = (args.out / "unet.jsonl").open("a")
-    bar = tqdm(total=round(total), unit="s", desc="unet", disable=None)
-    while (elapsed := of_first(time.time() - started, device)) < total:
-        rows = [rng.choice(plain if rng.random() < 0.5 else learned) for _ in range(args.batch)]
-        ids = tokenizer([caption(records[row], rng) for row in rows]).ids.to(device)
-        x0, noise = latents[rows], torch.randn(args.batch, *latents.shape[1:], device=device)
-        t = ((torch.arange(args.batch, device=device) + torch.rand((), device=device)) * 1000 / args.batch).long()
-        alpha = alphas[t][:, None, None, None]
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * group["factor"] * min(1, (step + 1) / 200, 2 * (1 - elapsed / total) + 0.005)
+    progress = Progress(args.out, "unet", 60 * args.minutes, training.seconds)
+    recent = []
+    training.seconds = workers.agree(progress.seconds())
+    while training.seconds < progress.total:
+        batch = draw_batch(data, args.batch, tokenizer, rng)
+        set_rates(training.optimizer, args.lr, training.step, training.seconds / progress.total)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = loss_of(nets, x0, noise.contiguous(memory_format=torch.channels_last), t, alpha, ids).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        average([p.grad for p in nets.parameters()])
-        nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(args.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(ema.parameters()), list(nets.parameters()), 1 - decay)
+            loss = loss_of(training.nets, batch, alphas[batch.t][:, None, None, None]).mean()
+        learn(training, loss, workers)
+        update_average(training, args.ema)
         recent.append(loss.item())
-        if step % 100 == 0 and rank == 0:
-            record = dict(step=step, seconds=round(elapsed), loss=round(sum(recent) / len(recent), 4))
+        if training.step % 100 == 0:
+            if workers.is_first:
+                mean = round(sum(recent) / len(recent), 4)
+                progress.report(dict(step=training.step, seconds=round(training.seconds), loss=mean))
             recent.clear()
-            print(json.dumps(record), file=log, flush=True)
-            bar.set_postfix(record)
-            bar.n = round(elapsed)
-            bar.refresh()
-        if time.time() - saved > args.save and rank == 0:
-            save(path, checkpoint(elapsed))
-            saved = time.time()
-    if rank == 0:
-        save(path, checkpoint(total))
+        if workers.is_first and progress.seconds_since_save() > args.save:
+            progress.save(args.out / "unet.pt", make_checkpoint(training, data, workers, args.batch))
+        training.seconds = workers.agree(progress.seconds())
+
+
+def set_rates(optimizer: torch.optim.AdamW, lr: float, step: int, share: float) -> None:
+    """Rise for 200 steps; fall in the second half of the time, of which a share is over."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"] * min(1, (step + 1) / 200, 2 * (1 - share) + 0.005)
+
+
+def learn(training: Training, loss: Tensor, workers: Workers) -> None:
+    """One step down the gradient of the loss, averaged over all processes."""
+    training.optimizer.zero_grad()
+    loss.backward()
+    workers.average([p.grad for p in training.nets.parameters() if p.grad is not None])
+    nn.utils.clip_grad_norm_(training.nets.parameters(), 1.0)
+    training.optimizer.step()
+    training.step += 1
+
+
+def update_average(training: Training, most: float) -> None:
+    """ema = decay ema + (1 - decay) nets. The decay grows to `most`, so that the first weights are soon forgotten."""
+    decay = min(most, (training.step + 1) / (training.step + 10))
+    torch._foreach_lerp_(list(training.ema.parameters()), list(training.nets.parameters()), 1 - decay)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from samplers import SAMPLERS, adams, find, multistep, ode, predictor_corrector, published, singlestep
-from samplers.basics import white
 from samplers.denoiser import denoiser
 from samplers.noise import Streams
 from samplers.schedules import EDM, Convention, choose, karras, noise_table, start_std
@@ -345,7 +344,7 @@ def test_every_scheduler_of_a_picture_model_and_every_name_of_comfyui_is_known()
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in SAMPLERS if SAMPLERS[name].noise is white and name not in ("edm_stochastic", "restart", "tcd")],
+    [name for name in SAMPLERS if SAMPLERS[name].path is None and name not in ("edm_stochastic", "restart", "tcd")],
 )  # whose noise depends on the count of steps
 def test_a_step_of_no_length_costs_only_the_memory(name):
     """The levels of a run with one of them twice: nothing is divided by the length of that step, and what was

@@ -119,16 +119,16 @@ def test_a_sweep_times_other_tiles_and_leaves_the_shipped_ones(bench, capsys):
     bench.sweep(case, "forward", machine, two)
     assert "computed by the short kernel" in capsys.readouterr().out
     assert attention_tiles.TILES["sm_90"]["keys"][64] == shipped
-    found = bench.candidates("forward", attention_tiles.Tiles(128, 64, 8, 3))
+    found = bench.vary_tiles("forward", attention_tiles.Tiles(128, 64, 8, 3))
     assert len(found) == len(set(found)) == 36
-    assert {tile.keys for tile in bench.candidates("short", attention_tiles.Tiles(128, 128, 8, 2))} == {128}
+    assert {tile.keys for tile in bench.vary_tiles("short", attention_tiles.Tiles(128, 128, 8, 2))} == {128}
 
 
 def test_inputs_exceed_the_cache(bench):
     kernel_timing = importlib.import_module("kernel_timing")
     for case in bench.cases():
         size = sum(2 * math.prod(shape) for shape in case.inputs)
-        assert kernel_timing.sets_of(case) * size > 50e6 and kernel_timing.sets_of(case) >= 2, case.name
+        assert kernel_timing.count_sets(case) * size > 50e6 and kernel_timing.count_sets(case) >= 2, case.name
 
 
 def test_both_layer_norms_return_the_sum_and_move_four_tensors(bench):

@@ -33,7 +33,7 @@ def expected(kind: str, name: str, dtype: torch.dtype) -> tuple[Case, Expected]:
     if kind == "unet":
         context, pooled = randn(2, 7, ours.config.context_dim, seed=5).float(), randn(2, POOLED, seed=6).float()
         size = (8, 12) if name == "miniature" else (16, 24)  # at least 2 x 2 at the coarsest level
-        case = cases.unet_case(ours, reference, dtype, *size, context, pooled, generator)
+        case = cases.unet_case(ours, reference, dtype, size, cases.Text(context, pooled), generator)
     elif kind == "text":
         case = cases.text_case(name, ours, reference, dtype, token_ids(name))
     else:
@@ -272,7 +272,7 @@ def test_a_network_that_fails_is_located_too():
     rows, faults = found.rows, found.faults
     assert [(row.path, row.first_seen) for row in faults] == [("up_blocks.0", "")]  # before it calls another
     assert "RuntimeError" in faults[0].failure and "RuntimeError" in rows[0].failure
-    assert faults[0].error == float("inf") and "RuntimeError" in report.verdict("unet", found)
+    assert faults[0].error == float("inf") and "RuntimeError" in report.describe("unet", found)
     assert next(row for row in rows if row.path == "up_blocks.1").run_error is None  # the run did not get there
 
 

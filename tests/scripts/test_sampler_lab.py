@@ -101,8 +101,8 @@ def test_error_is_the_distance_from_the_exact_path(lab):
 def test_the_exact_path_is_more_exact_than_heun():
     """Two runs, of 100 and 200 steps, are combined: what remains is far below the error of the finer one."""
     lab = runpy.run_path(str(SCRIPT), run_name="sampler_lab")
-    problem = lab["mixture_problem"](argparse.Namespace(seed=0, count=200))
-    path, truth = lab["exact_path"](problem, 100), lab["exact_path"](problem, 800)
+    problem = lab["make_mixture_problem"](argparse.Namespace(seed=0, count=200))
+    path, truth = lab["find_exact_path"](problem, 100), lab["find_exact_path"](problem, 800)
     assert [sigma for sigma, _ in path] == karras(problem.levels.sigma_min, problem.levels.sigma_max, 101)
     *_, fine = ode.heun(FIVE.denoise, path[0][1], karras(problem.levels.sigma_min, problem.levels.sigma_max, 201))
     error = lambda x: (x - truth[-1][1]).square().mean().sqrt().item()
@@ -201,6 +201,7 @@ def test_model(inside, tmp_path):
         (("--steps", 0), "error: 0 steps: choose 1 to 1000"),
         (("--count", 0), "error: --count: choose at least 1"),
         (("--problem", "model", "--model", "nowhere"), "error: nowhere"),
+        (("--problem", "model", "--samplers", "euler", "euler_cfg_pp"), "error: euler_cfg_pp: CFG++ follows no path"),
     ],
 )
 def test_mistakes_end_in_one_line(inside, capsys, tmp_path, flags, message):

@@ -87,6 +87,20 @@ def test_options_reach_the_sampler_and_the_record(script, tmp_path):
             assert same.tobytes() == picture.tobytes() and same.text == picture.text
 
 
+def test_options_of_a_record_stay_with_its_sampler(script, tmp_path):
+    """Another sampler has other options, so those of the record are left out, and that is said."""
+    first = tmp_path / "first.png"
+    script("txt2img.py", "--prompt", "x", "--sampler", "ddim", "--option", "eta=0.5", *FAST, "--out", first)
+    for sampler, options in (("DDIM", {"eta": 0.5}), ("euler", {})):
+        out = tmp_path / f"{sampler}.png"
+        run = script("txt2img.py", "--again", first, "--sampler", sampler, "--out", out)
+        assert run.returncode == 0, run.stderr
+        with Image.open(out) as picture:
+            assert json.loads(picture.text["ldm"])["options"] == options
+        said = "" if options else f"warning: options of ddim, which {first} was made with, are left out: eta=0.5\n"
+        assert run.stderr == said
+
+
 def test_count_prompts_file_and_grid(script, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red apple\n\n  a blue car \n", encoding="utf-8")
     out = tmp_path / "pictures"
@@ -233,9 +247,10 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
         (("--lora", "style:nan"), "--lora style: the strength 'nan' is no number"),
         (("--lora", ":1"), ":1: names no file before the colon"),
         (("--option", "eta"), "--option eta: give NAME=VALUE, for example eta=0.5"),
-        (("--sampler", "ddim", "--option", "eta=much"), "option eta='much': a number is expected"),
-        (("--sampler", "ddim", "--option", "eta=true"), "option eta=True: a number is expected"),
-        (("--sampler", "ddim", "--option", "etta=1"), "option 'etta': this sampler has no such option"),
+        (("--option", "eta="), "--option eta=: give NAME=VALUE"),
+        (("--sampler", "ddim", "--option", "eta=1", "--option", "eta=0"), "--option eta=0: eta is given twice"),
+        (("--sampler", "ddim", "--option", "eta=abc"), "sampler ddim: option eta='abc': a number is expected"),
+        (("--option", "etta=1"), "sampler dpmpp_2m: option 'etta': this sampler has no such option"),
         (("--schedule", "caras"), "unknown schedule 'caras'"),
         (("--height", 60), "height 60: must be a positive multiple of 8, for example 64"),
         (("--width", 0), "width 0"),
