@@ -82,7 +82,7 @@ def sa_solver(
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-        eta = tau**2 if isinstance(tau, int | float) else tau(sigma) ** 2
+        eta = tau**2 if isinstance(tau, int | float) or not callable(tau) else tau(sigma) ** 2
         # A function of sigma draws also where it says 0, to draw as often as diffusers does.
         drawn = s_noise * noise_std(sigma, sigma_next, eta) * draw(noise, sigma, sigma_next) if tau else None
         last = Predicted(x, drawn, eta, x)
