@@ -77,8 +77,8 @@ def sa_solver(
         x0 = denoise(x, sigma)
         count = corrector_estimates(sigmas, i, corrector, short)
         if count > 0:
-            moved = x - last.end  # by the caller, who may have changed Step.x; else 0
-            x = correct(last, sigmas, i, [x0, *x0s], count, second).add_(moved)
+            change = x - last.end  # the caller may have written into Step.x; else 0
+            x = correct(last, sigmas, i, [x0, *x0s], count, second).add_(change)
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
