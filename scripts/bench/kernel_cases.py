@@ -130,7 +130,12 @@ def make_layer_norm_case(r: int, d: int) -> Case:
 
     traffic = 4 * r * d * 2
     return Case(
-        f"add, LayerNorm: {r}x{d}", {"ours": ours, "native": native}, [(r, d), (r, d), (d,), (d,)], traffic, traffic, "GB/s"
+        f"add, LayerNorm: {r}x{d}",
+        {"ours": ours, "native": native},
+        [(r, d), (r, d), (d,), (d,)],
+        traffic,
+        traffic,
+        "GB/s",
     )
 
 
