@@ -96,7 +96,7 @@ class NoiseConfig:
 class Family:
     """What all models of one lineage have in common: which text towers they read and in which layouts they come.
 
-    A family holds names and published facts. It says nothing of the sizes of a model at hand, which may be any.
+    A family holds names and published facts. The sizes of a model at hand may be any.
     """
 
     name: str

@@ -77,12 +77,12 @@ def sa_solver(
         x0 = denoise(x, sigma)
         count = corrector_estimates(sigmas, i, corrector, short)
         if count > 0:
-            moved = x - last.end  # by the caller, who may have changed Step.x; else 0
-            x = correct(last, sigmas, i, [x0, *x0s], count, second).add_(moved)
+            change = x - last.end  # the caller may have written into Step.x; else 0
+            x = correct(last, sigmas, i, [x0, *x0s], count, second).add_(change)
             if pece:
                 x0 = denoise(x, sigma)
         x0s = [x0, *x0s[: max(predictor, corrector - 1) - 1]]
-        eta = tau**2 if isinstance(tau, int | float) else tau(sigma) ** 2
+        eta = tau**2 if isinstance(tau, int | float) or not callable(tau) else tau(sigma) ** 2
         # A function of sigma draws also where it says 0, to draw as often as diffusers does.
         drawn = s_noise * noise_std(sigma, sigma_next, eta) * draw(noise, sigma, sigma_next) if tau else None
         last = Predicted(x, drawn, eta, x)

@@ -193,8 +193,8 @@ def convert(args: argparse.Namespace):
     if args.part:
         wanted = partial(part_files, part=args.part, variant=args.variant)
     path, _ = weights.locate(args.source, wanted, args.revision, args.offline)
-    beside = next(folder for folder in args.to.absolute().parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=beside, ignore_cleanup_errors=True) as scratch:
+    home = next(folder for folder in args.to.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=home, ignore_cleanup_errors=True) as scratch:
         source = without_pickle(path, wanted, Path(scratch))
 
         # What stood in pickles is read from copies, and messages name these: the user knows the source alone.

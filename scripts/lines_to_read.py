@@ -5,7 +5,7 @@
 
 A line counts if it is not blank and belongs to a function of this project that ran, its signature and its documentation
 included. Pictures are drawn with SDXL, with tiny widths and random weights: two prompts, guidance, four steps. That of
-euler and leading is the second picture of its process: the tokenizer knows the words, and the noise levels are at hand.
+euler and leading is the second picture of its process, so the tokenizer knows the words and the noise table is made.
 """
 
 import inspect

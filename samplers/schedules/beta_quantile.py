@@ -27,10 +27,10 @@ def lower_quantile(p: float, a: float, b: float) -> float:
     u = min((log(p) + log(a) + log_beta(a, b)) / a, high)
     for _ in range(100):
         x = exp(u)
-        below = cumulative(x, a, b)
-        low, high = (u, high) if below < p else (low, u)
-        slope = exp(a * u + (b - 1) * log1p(-x) - log_beta(a, b)) / below
-        step = log(p / below) / slope
+        share = cumulative(x, a, b)
+        low, high = (u, high) if share < p else (low, u)
+        slope = exp(a * u + (b - 1) * log1p(-x) - log_beta(a, b)) / share
+        step = log(p / share) / slope
         u = u + step if low <= u + step <= high else (low + high) / 2
         if abs(step) < 1e-15:
             break

@@ -9,7 +9,7 @@ from functools import cache, partial
 from itertools import accumulate, pairwise
 from math import cos, inf, pi, sqrt
 from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,53 +21,58 @@ from . import spacing, tables
 # The levels that networks were trained with
 
 
+# Programs compute the tables in float32 (diffusers) or float64 (CompVis, Stability, sgm, ComfyUI), up to 1.3e-5 apart
+# where sigma is small. Here every operation is rounded exactly and in a fixed order, so that a table has the same bits
+# on every processor.
+
+
 @cache
 def noise_table(
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
-    law: str = "scaled_linear",
-    trained: int = 1000,
-    zero_snr: bool = False,
-    precision: str = "float32",
-) -> NoiseTable:
+    beta_start: float = 0.00085, beta_end: float = 0.012, law: str = "scaled_linear", trained: int = 1000,
+    zero_snr: bool = False, precision: str = "float32",
+) -> NoiseTable:  # fmt: skip
     """The published tables: sigma^2 = (1 - kept) / kept, where kept is the product of 1 - beta up to each time.
 
-    law: "linear"; "scaled_linear", linear in the square root; "squaredcos_cap_v2" (arXiv 2102.09672).
-    zero_snr: rescaled so that nothing of the picture is left at the last time (arXiv 2305.08891).
-    precision: "float32" is diffusers' table; CompVis, Stability, sgm and ComfyUI have "float64", which differs by up to
-    1.3e-5 where sigma is small. Every operation is rounded exactly and in a fixed order, so that the table has the same
-    bits on every processor. Raises ValueError for another law or precision.
+    law: a name in LAWS. zero_snr: rescaled so that nothing of the picture is left at the last time (arXiv 2305.08891).
+    precision: "float32" or "float64". Raises ValueError for another law or precision.
     """
-    if precision not in ("float32", "float64"):
-        raise ValueError(f"unknown precision {precision!r}: choose float32 or float64")
-    dtype = getattr(torch, precision)
-    match law:
-        case "linear":
-            betas = evenly(beta_start, beta_end, trained, dtype)
-        case "scaled_linear":
-            betas = evenly(sqrt(beta_start), sqrt(beta_end), trained, dtype).square()
-        case "squaredcos_cap_v2":
-            signal = [cos((i / trained + 0.008) / 1.008 * pi / 2) ** 2 for i in range(trained + 1)]
-            betas = torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(signal)], dtype=dtype)
-        case _:
-            raise ValueError(f"unknown beta law {law!r}: choose one of linear, scaled_linear, squaredcos_cap_v2")
+    if law not in LAWS or precision not in PRECISIONS:
+        refuse_table(law, precision)
+    betas = LAWS[law](beta_start, beta_end, trained, PRECISIONS[precision])
     kept = running_product(1 - betas)  # alpha^2
     if zero_snr:
-        kept = without_signal_at_the_end(kept)
-    sigmas = ((1 - kept) / kept).sqrt().tolist()
-    if zero_snr:
-        sigmas[-1] = 4096.0  # as published, for sqrt(2^24 - 1), which lies between two float32 numbers
-    return NoiseTable(tuple(sigmas))
+        return table_without_signal_at_the_end(kept)
+    return NoiseTable(tuple(((1 - kept) / kept).sqrt().tolist()))
 
 
-def evenly(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
-    """torch.linspace by single operations, from both ends to the middle. Its own vectorised loop rounds otherwise on
+def refuse_table(law: str, precision: str) -> NoReturn:
+    if law not in LAWS:
+        raise ValueError(f"unknown beta law {law!r}: choose one of {', '.join(LAWS)}")
+    raise ValueError(f"unknown precision {precision!r}: choose {' or '.join(PRECISIONS)}")
+
+
+def linear(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
+    """torch.linspace by single operations, from both ends to the middle; its own vectorised loop rounds otherwise on
     other processors."""
-    first = torch.tensor(start, dtype=dtype)
-    last = torch.tensor(end, dtype=dtype)
+    first, last = torch.tensor([start, end], dtype=dtype)
     step = (last - first) / (count - 1)
     i = torch.arange(count, dtype=dtype)
     return torch.where(i < count // 2, first + step * i, last - step * (count - 1 - i))
+
+
+def scaled_linear(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
+    """Linear in the square root."""
+    return linear(sqrt(start), sqrt(end), count, dtype).square()
+
+
+def squared_cosine(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
+    """arXiv 2102.09672; start and end have no part in it."""
+    signal = [cos((i / count + 0.008) / 1.008 * pi / 2) ** 2 for i in range(count + 1)]
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(signal)], dtype=dtype)
+
+
+LAWS = {"linear": linear, "scaled_linear": scaled_linear, "squaredcos_cap_v2": squared_cosine}
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 def running_product(factors: Tensor) -> Tensor:
@@ -75,15 +80,14 @@ def running_product(factors: Tensor) -> Tensor:
     return torch.tensor(list(accumulate(factors.tolist(), mul)), dtype=factors.dtype)
 
 
-def without_signal_at_the_end(kept: Tensor) -> Tensor:
-    """alpha^2 (t), with alpha shifted to 0 at the last time and stretched to keep the first (arXiv 2305.08891)."""
+def table_without_signal_at_the_end(kept: Tensor) -> NoiseTable:
+    """The table with alpha shifted to 0 at the last time and stretched to keep the first (arXiv 2305.08891)."""
     alpha = kept.sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     kept = alpha.square()
     betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])  # back to betas, which rounds as published
-    kept = running_product(1 - betas)
-    kept[-1] = 2**-24  # 0 would be an infinite sigma; this is 4096
-    return kept
+    kept = running_product(1 - betas)[:-1]
+    return NoiseTable((*((1 - kept) / kept).sqrt().tolist(), 4096.0))  # 4096, as published, for an infinite sigma
 
 
 # Choices of a few levels

@@ -105,14 +105,14 @@ def make_group_norm_case(name: str, b: int, c: int, size: int, channels_last: bo
         inputs.append((b, c))
     summed = " of a sum" if shift else ""
     order = "channels-last" if channels_last else "contiguous"
-    moved = b * c * size * size * 2  # bytes of 16-bit numbers: read twice, written once
+    traffic = b * c * size * size * 2  # bytes of 16-bit numbers: read twice, written once
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return Case(
         f"GroupNorm + SiLU{summed}, {name}: {b}x{c}x{size}x{size}, {order}",
         {"ours": ours, "native": native},
         inputs,
-        3 * moved,
-        5 * moved,
+        3 * traffic,
+        5 * traffic,
         "GB/s",
         lambda x: x.contiguous(memory_format=layout),
     )
@@ -128,9 +128,14 @@ def make_layer_norm_case(r: int, d: int) -> Case:
     def ours(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return layer_norm.add_layer_norm(x, y, weight, bias, 1e-5)
 
-    moved = 4 * r * d * 2
+    traffic = 4 * r * d * 2
     return Case(
-        f"add, LayerNorm: {r}x{d}", {"ours": ours, "native": native}, [(r, d), (r, d), (d,), (d,)], moved, moved, "GB/s"
+        f"add, LayerNorm: {r}x{d}",
+        {"ours": ours, "native": native},
+        [(r, d), (r, d), (d,), (d,)],
+        traffic,
+        traffic,
+        "GB/s",
     )
 
 
@@ -148,8 +153,8 @@ def make_geglu_case(r: int, d: int, bias: bool = False) -> Case:
     if bias:
         name = f"fusion experiment: bias, {name}"
         inputs.append((2 * d,))
-    moved = 2 * r * d  # bytes of 16-bit numbers
-    return Case(name, {"ours": geglu.geglu, "native": native}, inputs, 3 * moved, 5 * moved, "GB/s")
+    traffic = 2 * r * d  # bytes of 16-bit numbers
+    return Case(name, {"ours": geglu.geglu, "native": native}, inputs, 3 * traffic, 5 * traffic, "GB/s")
 
 
 ATTENDS = (  # heads, tokens and width of a head in self-attention; prompts have 77 tokens

@@ -57,8 +57,8 @@ def measure_row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, fl
     turns = times.pop("ours")
     ours = statistics.median(turns)
     others = {name: statistics.median(seconds) for name, seconds in times.items()}
-    told = [f"{name} {1e3 * seconds:.3f}" for name, seconds in others.items()]
-    told += [f"{name}: {reason}" for name, reason in left_out.items()]
+    cells = [f"{name} {1e3 * seconds:.3f}" for name, seconds in others.items()]
+    cells += [f"{name}: {reason}" for name, reason in left_out.items()]
     advantage = "-"
     if others:
         best = min(others, key=lambda name: others[name])
@@ -70,7 +70,7 @@ def measure_row(case: Case, backward: bool, bench: Bench, ceilings: dict[str, fl
             *head,
             f"{1e3 * ours:.3f}",
             f"{1e3 * min(turns):.3f} - {1e3 * max(turns):.3f}",
-            ", ".join(told),
+            ", ".join(cells),
             advantage,
             f"{rate:.0f} {case.unit}",
             f"{rate / ceilings[case.unit]:.0%}",

@@ -242,6 +242,7 @@ CHANGES = [
     ("uni_pc", {"variant": "bh1"}),
     ("uni_pc", {"end": 0.1}),
     ("sa_solver", {"tau": 0.0}),
+    ("sa_solver", {"tau": np.float32(0.5)}),
     ("sa_solver", {"tau": lambda sigma: 0.5}),
     ("sa_solver_pece", {"pece": False}),
     ("gradient_estimation", {"gamma": 1.5}),
