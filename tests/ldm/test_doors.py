@@ -18,6 +18,7 @@ from ldm.model import Model
 from ldm.plan import plan
 from samplers import SAMPLERS, Sampler, Step, cfg_pp, multistep, ode, published, sde
 from samplers.options import options_of
+from samplers.schedules import noise_table
 from support.numbers import network, relative_l2
 
 PROMPT = "a red apple"
@@ -333,7 +334,7 @@ def test_a_function_is_told_the_levels_and_the_steps(model):
     seen = []
     draw(model, schedule=evenly, steps=4, watch=seen.append)
     assert told == [4]
-    assert [step.sigma for step in seen] == [model.levels.sigma_max * (1 - i / 4) for i in range(4)]
+    assert [step.sigma for step in seen] == [noise_table().sigma_max * (1 - i / 4) for i in range(4)]
 
 
 def test_a_list_may_end_above_zero(model):
