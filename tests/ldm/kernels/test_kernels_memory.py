@@ -77,7 +77,7 @@ FAR = """
 import sys
 import torch
 sys.path.insert(0, "tests")
-import quick_interpreter
+from support import quick_interpreter
 from ldm import ops
 from ldm.kernels import attention
 quick_interpreter.install()
