@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ldm.config import ModelConfig, NoiseConfig
 
-from ..disk.settings import Settings
+from ..disk.settings import Settings, among, whole
 from .diffusers_configs import VERSION
 
 LINEAR = (0.0001, 0.02, "linear")
@@ -57,17 +57,17 @@ def read_scheduler(json: Settings, name: str, has_sizes: bool) -> dict:
     network was trained, and is sampled by Euler's method. has_sizes: the model is of SDXL's kin."""
     json.only(NOISE_ONLY)
     scheduler = SCHEDULERS.get(name, EULER)
-    prediction = PREDICTIONS[json.one_of("prediction_type", PREDICTIONS, "epsilon")]
+    prediction = PREDICTIONS[json.one("prediction_type", "epsilon", among(PREDICTIONS))]
     if name.startswith("EDM"):
         noise = read_continuous_noise(json)
         offset = 1
-        schedule = json.one_of("sigma_schedule", ("karras",), "karras")
+        schedule = json.one("sigma_schedule", "karras", among(["karras"]))
         if prediction == "x0":
             json.refuse("prediction_type", "an EDM model predicts 'epsilon' or 'v_prediction'")
     else:
         noise = read_discrete_noise(json, scheduler.betas)
-        offset = json.integer("steps_offset", 0, least=0) if has_sizes else 1  # SD's pipelines insist on 1
-        schedule = json.one_of("timestep_spacing", SPACINGS, scheduler.spacing)
+        offset = json.one("steps_offset", 0, whole(0)) if has_sizes else 1  # SD's pipelines insist on 1
+        schedule = json.one("timestep_spacing", scheduler.spacing, among(SPACINGS))
         if json.flag("use_karras_sigmas"):
             schedule = "karras"
     return dict(prediction=prediction, noise=noise, sampler=scheduler.sampler, schedule=schedule, offset=offset)
@@ -78,8 +78,8 @@ def read_discrete_noise(json: Settings, usual: tuple[float, float, str]) -> Nois
     noise = NoiseConfig(
         beta_start=json.number("beta_start", start),
         beta_end=json.number("beta_end", end),
-        beta_law=json.one_of("beta_schedule", LAWS, law),
-        trained=json.integer("num_train_timesteps", 1000, least=2),
+        beta_law=json.one("beta_schedule", law, among(LAWS)),
+        trained=json.one("num_train_timesteps", 1000, whole(2)),
         zero_snr=json.flag("rescale_betas_zero_snr"),
     )
     if not 0 < noise.beta_start <= noise.beta_end < 1:
