@@ -27,14 +27,16 @@ from .hub.wanted import model_files, part_files
 from .layouts import diffusers, one_network, single_file
 from .swap import swap
 
+Source = str | Path
+DType = torch.dtype | str | None
+Wanted = Callable[[list[str]], list[str]]  # names of files -> those that are needed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load(
-    source: str | Path | Checkpoint, dtype: torch.dtype | str | None = torch.float32,
-    device: str | torch.device = "cpu", *, variant: str | None = None, revision: str | None = None,
-    offline: bool = False, unet: str | Path | None = None, vae: str | Path | None = None,
-    prediction: str | None = None, ema: bool = False, check_finite: bool = True,
+    source: Source | Checkpoint, dtype: DType = torch.float32, device: str | torch.device = "cpu", *,
+    variant: str | None = None, revision: str | None = None, offline: bool = False, unet: Source | None = None,
+    vae: Source | None = None, prediction: str | None = None, ema: bool = False, check_finite: bool = True,
 ) -> Model:  # fmt: skip
     """Read a model, or what `describe` found. help(weights) describes the arguments. The networks are frozen and in
     evaluation mode. Raises CheckpointError, one line, for whatever is wrong with the files, ValueError for other
@@ -42,17 +44,15 @@ def load(
     check_dtype(dtype)
     if not isinstance(source, Checkpoint):
         source = describe(
-            source, variant=variant, revision=revision, offline=offline,
-            unet=unet, vae=vae, prediction=prediction, ema=ema,
+            source, variant=variant, revision=revision, offline=offline, unet=unet, vae=vae, prediction=prediction,
+            ema=ema,
         )  # fmt: skip
     for warning in source.warnings:
         warnings.warn(f"{source.path}: {warning}", stacklevel=2)
     return read_model(source, dtype, torch.device(device), check_finite)
 
 
-def read_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | str | None, device: torch.device, check_finite: bool
-) -> Model:
+def read_model(checkpoint: Checkpoint, dtype: DType, device: torch.device, check_finite: bool) -> Model:
     networks = {}
     places = {}
     for name, part in checkpoint.parts.items():
@@ -62,19 +62,16 @@ def read_model(
         fill(network, places[name], dtypes[name], device, check_finite)
     facts = checkpoint.facts
     return Model(
-        unet=networks["unet"],
-        vae=networks["vae"],
+        unet=networks["unet"], vae=networks["vae"],
         texts={tower: networks[tower] for tower in facts.family.towers},
         tokenizer=Tokenizer(length=facts.texts[0].length),
         facts=facts,
-        source=checkpoint.source,
-        files=name_files(checkpoint, places),
-        revisions=checkpoint.revisions,
-    )
+        source=checkpoint.source, files=name_files(checkpoint, places), revisions=checkpoint.revisions,
+    )  # fmt: skip
 
 
 def load_part(
-    source: str | Path, part: str | None = None, dtype: torch.dtype | str | None = torch.float32,
+    source: Source, part: str | None = None, dtype: DType = torch.float32,
     device: str | torch.device = "cpu", *, variant: str | None = None, revision: str | None = None,
     offline: bool = False, check_finite: bool = True,
 ) -> Network:  # fmt: skip
@@ -88,14 +85,14 @@ def load_part(
     return network
 
 
-def check_dtype(dtype: torch.dtype | str | None) -> None:
+def check_dtype(dtype: DType) -> None:
     if dtype not in (None, "stored", *DTYPES):
         raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
 
 
 def describe(
-    source: str | Path, *, variant: str | None = None, revision: str | None = None, offline: bool = False,
-    unet: str | Path | None = None, vae: str | Path | None = None, prediction: str | None = None, ema: bool = False,
+    source: Source, *, variant: str | None = None, revision: str | None = None, offline: bool = False,
+    unet: Source | None = None, vae: Source | None = None, prediction: str | None = None, ema: bool = False,
 ) -> Checkpoint:  # fmt: skip
     """What a model is: its facts and parts, what decided, what is left out. Only headers and a few small tensors are
     read. help(weights) describes the arguments. Raises CheckpointError for whatever is wrong with the files."""
@@ -115,7 +112,7 @@ def describe(
     return checkpoint
 
 
-def swap_in(checkpoint: Checkpoint, part: str, source: str | Path, variant: str | None, offline: bool) -> Checkpoint:
+def swap_in(checkpoint: Checkpoint, part: str, source: Source, variant: str | None, offline: bool) -> Checkpoint:
     """The checkpoint with the UNet or VAE of another source in place of its own."""
     path, commit = locate(source, partial(part_files, part=part, variant=variant), None, offline)
     other = replace(describe_part(path, part, variant=variant), root=path, label=str(source))
@@ -126,7 +123,7 @@ def swap_in(checkpoint: Checkpoint, part: str, source: str | Path, variant: str 
 
 
 def describe_part(
-    source: str | Path, part: str | None = None, *,
+    source: Source, part: str | None = None, *,
     variant: str | None = None, revision: str | None = None, offline: bool = False,
 ) -> Part:  # fmt: skip
     """One network of a model, or of a source that holds no other: its own folder, a file with just its tensors, a
@@ -142,22 +139,16 @@ def describe_part(
     return replace(checkpoint.parts[part], metadata=checkpoint.metadata)
 
 
-def locate(
-    source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False
-) -> tuple[Path, str]:
-    """Where a source lies on this machine, and the commit of the repository that it came from, or "".
-
-    wanted: chooses from the names of all files of a repository those that are needed, as `one_file` does.
-    """
+def locate(source: Source, wanted: Wanted, revision: str | None = None, offline: bool = False) -> tuple[Path, str]:
+    """Where a source lies on this machine, and the commit of the repository that it came from, or "". wanted: chooses
+    from the names of all files of a repository those that are needed, as `one_file` does."""
     path = Path(source)
     if os.path.lexists(path):  # which has no error for a name that is too long
         return path, ""
     return fetch(str(source), wanted, revision, offline)
 
 
-def fetch(
-    source: str, wanted: Callable[[list[str]], list[str]], revision: str | None, offline: bool
-) -> tuple[Path, str]:
+def fetch(source: str, wanted: Wanted, revision: str | None, offline: bool) -> tuple[Path, str]:
     from .hub import download  # importing the hub's client takes a third of the time of importing this package
 
     if not download.is_repo(source):
@@ -169,7 +160,7 @@ def fetch(
     return fetched.path, fetched.commit
 
 
-def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: torch.dtype | str | None) -> dict:
+def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: DType) -> dict:
     """By part; None leaves each tensor as it is."""
     if dtype == "stored":
         return dict.fromkeys(places)
@@ -191,9 +182,7 @@ def stored_dtype(places: Places) -> torch.dtype:
     return FLOATS[held.entry.dtype]
 
 
-def fill(
-    network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool
-) -> None:
+def fill(network: Network, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool) -> None:
     """Give an empty network its parameters. dtype: None leaves each as it is stored."""
     needed = dict(network.named_parameters())
     groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}  # file and dtype -> key -> parameters

@@ -5,6 +5,7 @@ format's rules (github.com/huggingface/safetensors, README "Format"), before the
 has a name, and no other room needs to doubt a file.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, shown
-from .settings import JSON_BYTES, open_file, parse_json, read_json, size_of
+from .settings import JSON_BYTES, open_file, parse_json, read_json
 from .variants import choose_variant
 
 FLOATS = {
@@ -76,13 +77,15 @@ class Held(NamedTuple):
     entry: Entry
 
 
+Entries = dict[str, Entry]  # by key
+NamedTensors = Iterator[tuple[str, Tensor]]
 Stored = dict[str, Held]  # by key, perhaps without the prefix that it has in the file
 
 
 def read_header(path: Path) -> Header:
     """What a file says it holds. CheckpointError for every way in which the file could contradict itself."""
     with open_file(path) as file:
-        size = size_of(file)
+        size = os.fstat(file.fileno()).st_size
         length = header_length(path, file.read(64), size)
         file.seek(8)
         values = parse_json(file.read(length), f"{path}: its header")
@@ -154,7 +157,7 @@ def is_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
 
 
-def check_layout(path: Path, entries: dict[str, Entry], room: int) -> None:
+def check_layout(path: Path, entries: Entries, room: int) -> None:
     """The tensors must fill the data exactly: bytes that none or two of them own could hide something else."""
     reached = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -172,7 +175,7 @@ def refuse_end(path: Path, reached: int, room: int) -> NoReturn:
     raise CheckpointError(f"{path}: {fault}")
 
 
-def misplaced(key: str, entries: dict[str, Entry], reached: int, room: int) -> str:
+def misplaced(key: str, entries: Entries, reached: int, room: int) -> str:
     """What is wrong with a tensor that does not begin where the one before it ended."""
     for far, entry in entries.items():
         if entry.end > room:
@@ -184,9 +187,7 @@ def misplaced(key: str, entries: dict[str, Entry], reached: int, room: int) -> s
     return f"{shown(key)}, at bytes {entry.begin} to {entry.end} of the data, {fault}"
 
 
-def read_tensors(
-    path: Path, entries: dict[str, Entry], dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device) -> NamedTensors:
     """Key and tensor, as `dtype` on `device`, of those entries of a checked file. What needs no conversion is a view of
     the mapped file and takes memory only when it is used; do not change the file meanwhile. The rest is converted one
     tensor at a time. CheckpointError for a tensor that is not in FLOATS."""
@@ -204,7 +205,7 @@ def check_floats(tensors: Iterable[Held]) -> None:
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
 
 
-def batches(entries: dict[str, Entry]) -> Iterator[list[str]]:
+def batches(entries: Entries) -> Iterator[list[str]]:
     """Keys in the order of the file, cut about every CONVERTED bytes: pages that were read count as memory in use
     until the mapping they belong to is closed."""
     batch = []

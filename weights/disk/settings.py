@@ -45,10 +45,6 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} {problem}: download it again")
 
 
-def size_of(file: BufferedReader) -> int:
-    return os.fstat(file.fileno()).st_size
-
-
 def names_in(folder: Path) -> list[str]:
     """Names of all that lies in a folder, sorted."""
     try:
@@ -60,7 +56,7 @@ def names_in(folder: Path) -> list[str]:
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     with open_file(path) as file:
-        size = size_of(file)
+        size = os.fstat(file.fileno()).st_size
         if size > JSON_BYTES:
             raise CheckpointError(f"{path} has {size} bytes; a JSON file here has at most {JSON_BYTES}")
         return parse_json(file.read(), str(path))

@@ -61,13 +61,13 @@ def read(
     if INDEX not in names_in(folder):
         raise CheckpointError(f"{folder}: {INDEX} is missing: this is no model folder in diffusers' layout")
     index = Settings.read(folder / INDEX)
-    unet_json = component(folder, index, "unet")
-    vae_json = component(folder, index, "vae")
+    unet_json = Settings.read(component(folder, index, "unet") / "config.json")
+    vae_json = Settings.read(component(folder, index, "vae") / "config.json")
     unet = configs.read_unet(unet_json)
     vae = configs.read_vae(vae_json)
     family = family_of(folder, index, unet)
     texts = {tower: read_tower(folder, index, tower) for tower in family.towers}
-    scheduler = component(folder, index, "scheduler", "scheduler_config.json")
+    scheduler = Settings.read(component(folder, index, "scheduler") / "scheduler_config.json")
     has_sizes = family.numbers > 0
     choices = read_scheduler(scheduler, str(class_of(index, "scheduler")), has_sizes)
     if prediction:
@@ -75,16 +75,13 @@ def read(
     choices |= read_defaults(index, unet, configs.read_size(unet_json, vae), choices)
     is_careful = (has_sizes or unet.class_count > 0) and not isinstance(vae, TinyVAEConfig)
     facts = ModelConfig(
-        family=family,
-        unet=unet,
-        vae=vae,
-        texts=tuple(texts.values()),
+        family=family, unet=unet, vae=vae, texts=tuple(texts.values()),
         latent=configs.read_latent(vae_json, vae),
         pad_ids=tuple(read_pad_id(folder, index, tokenizer_of(tower)) for tower in family.towers),
         careful_vae=is_careful and vae_json.flag("force_upcast", True),
         zero_empty_prompt=has_sizes and index.flag("force_zeros_for_empty_prompt", True),
         **choices,
-    )
+    )  # fmt: skip
     check_fit(facts, unet_json.file, unet_json.one("addition_time_embed_dim", None, WIDTH) if family.numbers else 0)
     parts = {"unet": unet, "vae": vae, **texts}
     parts = {name: read_part(folder / name, cfg, variant, folder) for name, cfg in parts.items() if name not in without}
@@ -116,18 +113,14 @@ def class_of(index: Settings, name: str) -> str | None:
     return entry[1]
 
 
-def component(folder: Path, index: Settings, name: str, file: str = "config.json") -> Settings:
-    """The settings of a component that the model needs."""
-    check_component(folder, index, name)
-    return Settings.read(folder / name / file)
-
-
-def check_component(folder: Path, index: Settings, name: str) -> None:
+def component(folder: Path, index: Settings, name: str) -> Path:
+    """The folder of a component that the model needs."""
     found = class_of(index, name)
     if found is None or not (folder / name).is_dir():
         refuse_missing(folder, index, name)
     if name in COMPONENTS and found not in COMPONENTS[name]:
         index.refuse(name, f"only {' or '.join(COMPONENTS[name])} is implemented")
+    return folder / name
 
 
 def refuse_missing(folder: Path, index: Settings, name: str) -> NoReturn:
@@ -155,24 +148,24 @@ def family_of(folder: Path, index: Settings, unet: UNetConfig) -> Family:
 
 
 def read_tower(folder: Path, index: Settings, name: str) -> CLIPConfig:
-    json = component(folder, index, name)
+    json = Settings.read(component(folder, index, name) / "config.json")
     return configs.read_clip(json, projected=class_of(index, name) == "CLIPTextModelWithProjection")
 
 
 def read_pad_id(folder: Path, index: Settings, name: str) -> int:
     """The token that fills up prompts. Where the two files differ, as in SD 2, special_tokens_map.json is right."""
-    check_component(folder, index, name)
-    names = names_in(folder / name)
+    home = component(folder, index, name)
+    names = names_in(home)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if file in names:
-            json = Settings.read(folder / name / file)
+            json = Settings.read(home / file)
             token = json.values.get("pad_token")
             token = token.get("content") if isinstance(token, dict) else token
             if token in list(PADS):
                 return PADS[token]
             if token is not None:
                 json.refuse("pad_token", f"only {' or '.join(map(shown, PADS))} is implemented")
-    return usual_pad_id(folder / name, names)
+    return usual_pad_id(home, names)
 
 
 def usual_pad_id(folder: Path, names: list[str]) -> int:
@@ -193,10 +186,15 @@ def read_defaults(index: Settings, unet: UNetConfig, size: int, choices: Mapping
         guidance = 3.0  # Playground v2.5
     elif unet.guidance_dim:
         steps, guidance = 4, 8.5  # LCM
-    own = index.values.get("_defaults", {})
+    usual = dict(size=size, steps=steps, guidance=guidance)
+    return usual | own_defaults(index) if "_defaults" in index.values else usual
+
+
+def own_defaults(index: Settings) -> dict:
+    own = index.values["_defaults"]
     if not isinstance(own, dict) or not all(key in OWN_DEFAULTS and OWN_DEFAULTS[key](own[key]) for key in own):
         index.refuse("_defaults", f"an object with some of {', '.join(OWN_DEFAULTS)} is expected")
-    return dict(size=size, steps=steps, guidance=guidance) | own
+    return own
 
 
 def write(

@@ -6,7 +6,7 @@ know either is ignored, as it does. The tables *_FIELDS and *_ONLY serve both di
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
@@ -56,6 +56,8 @@ UNET_FIELDS = {
 }
 DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it attention?
 UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+DOWN_BLOCK = among(DOWN)
+UP_BLOCK = among(UP)
 USUAL_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 USUAL_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 ADDED = {  # our field -> the setting that announces it, and the one that holds its width
@@ -72,6 +74,7 @@ VAE_FIELDS = {
     "groups": Setting("norm_num_groups", 32, WIDTH),
 }
 VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+VAE_BLOCK = {key: among([name]) for key, name in VAE_BLOCKS.items()}
 
 TINY_LATENT = LatentConfig(scale=1.0)  # TAESD reads and writes latents as the UNet has them
 CLIP_FIELDS = {
@@ -132,8 +135,8 @@ def read_unet(json: Settings) -> UNetConfig:
 
 def attention_levels(json: Settings, levels: int) -> tuple[bool, ...]:
     """Which levels have attention, by the types of their blocks."""
-    down = json.several("down_block_types", USUAL_DOWN, among(DOWN), levels)
-    up = json.several("up_block_types", USUAL_UP, among(UP), levels)
+    down = json.several("down_block_types", USUAL_DOWN, DOWN_BLOCK, levels)
+    up = json.several("up_block_types", USUAL_UP, UP_BLOCK, levels)
     if [DOWN[name] for name in down] != [UP[name] for name in reversed(up)]:
         json.refuse("up_block_types", "the levels with attention must be those of down_block_types")
     return tuple(DOWN[name] for name in down)
@@ -152,10 +155,9 @@ def added_embeddings(json: Settings) -> dict[str, int]:
 def read_size(json: Settings, vae: VAEConfig | TinyVAEConfig) -> int:
     """Height in pixels of what the UNet of these settings was trained on; 64 latents where they do not say it."""
     size = json.values.get("sample_size")
+    size = 64 if size is None else size
     if isinstance(size, list) and len(size) == 2:
         size = size[0]
-    if size is None:
-        size = 64
     if not WIDTH.fits(size):
         json.refuse("sample_size", "a whole number, or two, is expected")
     levels = len(vae.blocks if isinstance(vae, TinyVAEConfig) else vae.channels)
@@ -200,7 +202,7 @@ def read_vae(json: Settings) -> VAEConfig | TinyVAEConfig:
     levels = len(cfg.channels)
     check_divides(json, "norm_num_groups", cfg.channels, [cfg.groups] * levels)
     for key, name in VAE_BLOCKS.items():
-        json.several(key, (name,), among([name]), levels)
+        json.several(key, (name,), VAE_BLOCK[key], levels)
     check_image_channels(json, cfg.image_channels)
     return cfg
 
@@ -225,25 +227,22 @@ def read_latent(json: Settings, vae: VAEConfig | TinyVAEConfig) -> LatentConfig:
     if isinstance(vae, TinyVAEConfig):
         return TINY_LATENT
     scale = json.number("scaling_factor", 0.18215)
-    mean, std = (read_latent_numbers(json, key, vae.latent_channels) for key in ("latents_mean", "latents_std"))
-    if scale <= 0 or any(n <= 0 for n in std) or bool(mean) != bool(std):
-        refuse_latent(json, scale, std)
-    return LatentConfig(scale, mean, std)
-
-
-def refuse_latent(json: Settings, scale: float, std: Sequence[float]) -> NoReturn:
     if scale <= 0:
         json.refuse("scaling_factor", "a number above 0 is expected")
+    if json.values.get("latents_mean") is None and json.values.get("latents_std") is None:
+        return LatentConfig(scale)
+    return read_moved_latent(json, scale, vae.latent_channels)
+
+
+def read_moved_latent(json: Settings, scale: float, channels: int) -> LatentConfig:
+    """Of a VAE whose latents have a mean and a deviation for each channel."""
+    if json.values.get("latents_mean") is None or json.values.get("latents_std") is None:
+        json.refuse("latents_mean", "it is expected together with latents_std, or neither of them")
+    mean = json.several("latents_mean", None, NUMBER, channels)
+    std = json.several("latents_std", None, NUMBER, channels)
     if any(n <= 0 for n in std):
         json.refuse("latents_std", "numbers above 0 are expected")
-    json.refuse("latents_mean", "it is expected together with latents_std, or neither of them")
-
-
-def read_latent_numbers(json: Settings, key: str, count: int) -> tuple[float, ...]:
-    """One for each channel, or none where the setting is absent or null."""
-    if json.values.get(key) is None:
-        return ()
-    return tuple(map(float, json.several(key, None, NUMBER, count)))
+    return LatentConfig(scale, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def read_tiny_vae(json: Settings) -> TinyVAEConfig:
