@@ -155,13 +155,18 @@ def added_embeddings(json: Settings) -> dict[str, int]:
 def read_size(json: Settings, vae: VAEConfig | TinyVAEConfig) -> int:
     """Height in pixels of what the UNet of these settings was trained on; 64 latents where they do not say it."""
     size = json.values.get("sample_size")
-    size = 64 if size is None else size
-    if isinstance(size, list) and len(size) == 2:
-        size = size[0]
     if not WIDTH.fits(size):
-        json.refuse("sample_size", "a whole number, or two, is expected")
+        size = other_size(json, size)
     levels = len(vae.blocks if isinstance(vae, TinyVAEConfig) else vae.channels)
     return size * 2 ** (levels - 1)
+
+
+def other_size(json: Settings, size: object) -> int:
+    if size is None:
+        return 64
+    if not isinstance(size, list) or len(size) != 2 or not WIDTH.fits(size[0]):
+        json.refuse("sample_size", "a whole number, or two, is expected")
+    return size[0]
 
 
 def write_unet(cfg: UNetConfig, sample_size: int, number_width: int = 0) -> dict:
@@ -203,13 +208,9 @@ def read_vae(json: Settings) -> VAEConfig | TinyVAEConfig:
     check_divides(json, "norm_num_groups", cfg.channels, [cfg.groups] * levels)
     for key, name in VAE_BLOCKS.items():
         json.several(key, (name,), VAE_BLOCK[key], levels)
-    check_image_channels(json, cfg.image_channels)
+    if json.one("out_channels", 3, WIDTH) != cfg.image_channels:
+        json.refuse("out_channels", f"as many as in_channels, {cfg.image_channels}, are expected")
     return cfg
-
-
-def check_image_channels(json: Settings, channels: int) -> None:
-    if json.one("out_channels", 3, WIDTH) != channels:
-        json.refuse("out_channels", f"as many as in_channels, {channels}, are expected")
 
 
 def write_vae(cfg: VAEConfig, latent: LatentConfig, sample_size: int, careful: bool) -> dict:
@@ -254,10 +255,10 @@ def read_tiny_vae(json: Settings) -> TinyVAEConfig:
     for key, mirrored in (("decoder_block_out_channels", widths), ("num_decoder_blocks", blocks[::-1])):
         if json.several(key, mirrored, WIDTH) != mirrored:
             json.refuse(key, f"{list(mirrored)}, the mirror of the encoder's, is expected")
-    latent_channels = json.one("latent_channels", 4, WIDTH)
     image_channels = json.one("in_channels", 3, WIDTH)
-    check_image_channels(json, image_channels)
-    return TinyVAEConfig(widths[0], blocks, latent_channels, image_channels)
+    if json.one("out_channels", 3, WIDTH) != image_channels:
+        json.refuse("out_channels", f"as many as in_channels, {image_channels}, are expected")
+    return TinyVAEConfig(widths[0], blocks, json.one("latent_channels", 4, WIDTH), image_channels)
 
 
 def write_tiny_vae(cfg: TinyVAEConfig) -> dict:
