@@ -156,7 +156,7 @@ class VAE(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         self.config = cfg
-        self.factor = cfg.factor  # pixels per latent
+        self.factor = 2 ** (len(cfg.channels) - 1)  # pixels per latent
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
         self.quant_conv = nn.Conv2d(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)

@@ -13,6 +13,24 @@ MINIATURE            the small trained model that ships with this package
 MARK                 what `left_out` says of tensors that mark how a model was trained, and are written anew
 CheckpointError      whatever is wrong with a file, in one line
 
+What takes a source shares these arguments:
+
+    source      a folder of diffusers' layout, a single .safetensors file, or a repository of the Hugging Face hub,
+                "owner/name" or "owner/name/file.safetensors"; for `load` also what `describe` returned.
+    part        "unet", "vae", "text_encoder" or "text_encoder_2"; needed where a source has several.
+    dtype       of all networks. None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE
+                that overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32
+                in its place. "stored" leaves each tensor in the dtype of its file, to be saved again. On the CPU,
+                tensors that have the dtype in the file stay there until they are used: leave the files as they are.
+    device      where the parameters go.
+    variant     "fp16" takes the files named so.
+    revision    a branch, tag or commit of the repository.
+    offline     True takes only what was downloaded before.
+    unet, vae   the source of another UNet or VAE to put in place of the model's own.
+    prediction  "eps" or "v", for a model whose files do not say which, or say it wrongly.
+    ema         True takes a single file's averaged UNet.
+    check_finite    False accepts NaN and infinity.
+
 Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (downloads), adapters/.
 """
 

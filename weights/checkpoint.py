@@ -3,10 +3,10 @@ fill its network, with every tensor accounted for.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,20 @@ from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 from ldm.vae import VAE
 
-from .disk.safetensors import FLOATS, Held, Stored, check_float, read_tensors
+from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_tensors
 from .errors import CheckpointError, listed, shown
 from .layouts.names import Piece, pieces
+from .misfits import TOKENS, refuse_parts
 
 Network = UNet | VAE | TinyVAE | CLIPText
 NetworkConfig = UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
+NETWORKS: dict[type, Callable[[Any], Network]] = {
+    UNetConfig: UNet,
+    VAEConfig: VAE,
+    TinyVAEConfig: TinyVAE,
+    CLIPConfig: CLIPText,
+}
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENS = 49408  # in the one vocabulary of all these models
 HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
     (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
     (r"attn_mask", "the causal mask, which needs no storing"),
@@ -143,30 +149,20 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
     number_width: of each embedded size; 0 where the files do not say it, and any that divides the rest will do.
     """
     unet = facts.unet
-    texts = facts.texts
-    numbers = facts.family.numbers
-    pairs = [
-        ("cross_attention_dim", unet.context_dim, "reads text", "text towers give", sum(t.width for t in texts)),
-        ("out_channels", unet.out_channels, "makes latents", "VAE has", facts.vae.latent_channels),
-    ]
-    if numbers:
-        pooled = texts[-1].projection
+    vector = unet.vector_dim
+    if facts.family.numbers:
+        pooled = facts.texts[-1].projection
+        numbers = facts.family.numbers
         vector = pooled + numbers * (number_width or max((unet.vector_dim - pooled) // numbers, 1))
-        key = "projection_class_embeddings_input_dim"
-        pairs.append((key, unet.vector_dim, "adds a vector", f"pooled text and {numbers} numbers make", vector))
-    for key, found, takes, gives, expected in pairs:
-        if found != expected:
-            what = f"its UNet {takes} of width {found} and its {gives} {expected}: these are parts of different models"
-            raise CheckpointError(f"{where}: {key} is {found}: {what}")
-    if unet.in_channels < unet.out_channels:
-        what = f"at least the {unet.out_channels} of the latents are expected"
-        raise CheckpointError(f"{where}: in_channels is {unet.in_channels}: {what}")
-    lengths, vocabularies = [text.length for text in texts], [text.vocab for text in texts]
-    if len(set(lengths)) > 1 or min(vocabularies) < TOKENS:
-        what = f"equal numbers of tokens, from at least the {TOKENS} of CLIP, are expected"
-        raise CheckpointError(
-            f"{where}: the text encoders take {lengths} tokens from vocabularies of {vocabularies}: {what}"
-        )
+    fits = (
+        unet.context_dim == sum(text.width for text in facts.texts)
+        and unet.vector_dim == vector
+        and unet.in_channels >= unet.out_channels == facts.vae.latent_channels
+        and len({text.length for text in facts.texts}) == 1
+        and min(text.vocab for text in facts.texts) >= TOKENS
+    )
+    if not fits:
+        refuse_parts(facts, where, vector)
 
 
 class Uninitialised(TorchFunctionMode):
@@ -183,22 +179,10 @@ def build(part: Part) -> Network:
     """The network without memory for its parameters, frozen and in evaluation mode."""
     try:
         with torch.device("meta"), Uninitialised():
-            return make_network(part.config).eval().requires_grad_(False)
+            return NETWORKS[type(part.config)](part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
         what = f"no such network as {part.described_by} describes can be built"
         raise CheckpointError(f"{part.path}: {what}: {error}") from None
-
-
-def make_network(cfg: NetworkConfig) -> Network:
-    match cfg:
-        case UNetConfig():
-            return UNet(cfg)
-        case VAEConfig():
-            return VAE(cfg)
-        case TinyVAEConfig():
-            return TinyVAE(cfg)
-        case CLIPConfig():
-            return CLIPText(cfg)
 
 
 def match_tensors(network: nn.Module, part: Part) -> Places:
@@ -208,25 +192,31 @@ def match_tensors(network: nn.Module, part: Part) -> Places:
     for key, held in part.stored.items():
         name = key if key in needed else published_name(key)
         if name in stored:
-            raise CheckpointError(
-                f"{part.path}: {shown(held.key)} and {shown(stored[name].key)} are two names of one tensor"
-            )
+            refuse_twin(part, held, stored[name])
         stored[name] = held
-    if part.names == "diffusers":  # our parameters have the names of these files
-        found = {name: Piece(name) for name in needed}
-    else:
-        found = pieces(needed, part.config, part.names)
-        if "text_projection.weight" in stored and "text_projection.weight" in needed:
-            found["text_projection.weight"] = Piece("text_projection.weight")  # Playground v2's first file
+    found = {name: Piece(name) for name in needed}  # in diffusers' files, whose names are ours
+    if part.names != "diffusers":
+        found = other_pieces(needed, stored, part)
     places = {name: Place(stored[piece.key], piece) for name, piece in found.items() if piece.key in stored}
     used = {piece.key for piece in found.values()}
     extra = [held.key for key, held in stored.items() if key not in used and not harmless(key, part)]
     wrong = [name for name, place in places.items() if shape_of(place, needed[name]) != needed[name]]
     if extra or wrong or len(places) < len(needed):
         raise CheckpointError(mismatch(needed, places, extra, wrong, part))
-    for held, _ in places.values():
-        check_float(held.file, held.key, held.entry)
+    check_floats(held for held, _ in places.values())
     return places
+
+
+def refuse_twin(part: Part, held: Held, first: Held) -> NoReturn:
+    raise CheckpointError(f"{part.path}: {shown(held.key)} and {shown(first.key)} are two names of one tensor")
+
+
+def other_pieces(needed: Mapping, stored: Stored, part: Part) -> dict[str, Piece]:
+    """Where the parameters lie in a single file."""
+    found = pieces(needed, part.config, part.names)
+    if "text_projection.weight" in stored and "text_projection.weight" in needed:
+        found["text_projection.weight"] = Piece("text_projection.weight")  # Playground v2's first file
+    return found
 
 
 def published_name(key: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -26,53 +27,32 @@ from .hub.wanted import model_files, part_files
 from .layouts import diffusers, one_network, single_file
 from .swap import swap
 
+Source = str | Path
+DType = torch.dtype | str | None
+Wanted = Callable[[list[str]], list[str]]  # names of files -> those that are needed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load(
-    source: str | Path | Checkpoint,
-    dtype: torch.dtype | str | None = torch.float32,
-    device: str | torch.device = "cpu",
-    *,
-    variant: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-    unet: str | Path | None = None,
-    vae: str | Path | None = None,
-    prediction: str | None = None,
-    ema: bool = False,
-    check_finite: bool = True,
-) -> Model:
-    """Read the checkpoint that `describe` finds, whose arguments these are, or one that it has found. The networks are
-    frozen and in evaluation mode.
-
-    dtype: of all networks; None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE that
-    overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32 in its place.
-    "stored" leaves each tensor in the dtype of its file, to be saved again.
-    On the CPU, tensors that have the dtype in the file stay there until they are used: leave the files as they are.
-    Raises CheckpointError, one line, for whatever is wrong with the files; ValueError for other arguments.
-    Warns where a file leaves something to guess.
-    """
+    source: Source | Checkpoint, dtype: DType = torch.float32, device: str | torch.device = "cpu", *,
+    variant: str | None = None, revision: str | None = None, offline: bool = False, unet: Source | None = None,
+    vae: Source | None = None, prediction: str | None = None, ema: bool = False, check_finite: bool = True,
+) -> Model:  # fmt: skip
+    """Read a model, or what `describe` found. help(weights) describes the arguments. The networks are frozen and in
+    evaluation mode. Raises CheckpointError, one line, for whatever is wrong with the files, ValueError for other
+    arguments; warns where a file leaves something to guess."""
     check_dtype(dtype)
     if not isinstance(source, Checkpoint):
         source = describe(
-            source,
-            variant=variant,
-            revision=revision,
-            offline=offline,
-            unet=unet,
-            vae=vae,
-            prediction=prediction,
+            source, variant=variant, revision=revision, offline=offline, unet=unet, vae=vae, prediction=prediction,
             ema=ema,
-        )
+        )  # fmt: skip
     for warning in source.warnings:
         warnings.warn(f"{source.path}: {warning}", stacklevel=2)
     return read_model(source, dtype, torch.device(device), check_finite)
 
 
-def read_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | str | None, device: torch.device, check_finite: bool
-) -> Model:
+def read_model(checkpoint: Checkpoint, dtype: DType, device: torch.device, check_finite: bool) -> Model:
     networks = {}
     places = {}
     for name, part in checkpoint.parts.items():
@@ -82,32 +62,21 @@ def read_model(
         fill(network, places[name], dtypes[name], device, check_finite)
     facts = checkpoint.facts
     return Model(
-        unet=networks["unet"],
-        vae=networks["vae"],
+        unet=networks["unet"], vae=networks["vae"],
         texts={tower: networks[tower] for tower in facts.family.towers},
         tokenizer=Tokenizer(length=facts.texts[0].length),
         facts=facts,
-        source=checkpoint.source,
-        files=name_files(checkpoint, places),
-        revisions=checkpoint.revisions,
-    )
+        source=checkpoint.source, files=name_files(checkpoint, places), revisions=checkpoint.revisions,
+    )  # fmt: skip
 
 
 def load_part(
-    source: str | Path,
-    part: str | None = None,
-    dtype: torch.dtype | str | None = torch.float32,
-    device: str | torch.device = "cpu",
-    *,
-    variant: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-    check_finite: bool = True,
-) -> Network:
-    """Read the network that `describe_part` finds, whose arguments these are: an ldm UNet, VAE, TinyVAE or CLIPText.
-
-    dtype: None takes that of its file; see `load`. Raises CheckpointError.
-    """
+    source: Source, part: str | None = None, dtype: DType = torch.float32,
+    device: str | torch.device = "cpu", *, variant: str | None = None, revision: str | None = None,
+    offline: bool = False, check_finite: bool = True,
+) -> Network:  # fmt: skip
+    """Read the network that `describe_part` finds: an ldm UNet, VAE, TinyVAE or CLIPText. help(weights) describes the
+    arguments. Raises CheckpointError."""
     check_dtype(dtype)
     found = describe_part(source, part, variant=variant, revision=revision, offline=offline)
     network, places = found.match()
@@ -116,31 +85,17 @@ def load_part(
     return network
 
 
-def check_dtype(dtype: torch.dtype | str | None) -> None:
+def check_dtype(dtype: DType) -> None:
     if dtype not in (None, "stored", *DTYPES):
         raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
 
 
 def describe(
-    source: str | Path,
-    *,
-    variant: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-    unet: str | Path | None = None,
-    vae: str | Path | None = None,
-    prediction: str | None = None,
-    ema: bool = False,
-) -> Checkpoint:
-    """The model in a folder of diffusers' layout, a single .safetensors file or a repository of the Hugging Face hub
-    ("owner/name", or "owner/name/file.safetensors"): its facts and parts, what decided, and what is left out. Only
-    headers and a few small tensors are read.
-
-    variant: "fp16" takes the files named so. revision: a branch, tag or commit of the repository. offline: only what
-    was downloaded before. unet, vae: the source of another UNet or VAE to put in place of the model's own.
-    prediction: "eps" or "v", for a file that does not say which. ema: a single file's averaged UNet.
-    Raises CheckpointError for whatever is wrong with the files.
-    """
+    source: Source, *, variant: str | None = None, revision: str | None = None, offline: bool = False,
+    unet: Source | None = None, vae: Source | None = None, prediction: str | None = None, ema: bool = False,
+) -> Checkpoint:  # fmt: skip
+    """What a model is: its facts and parts, what decided, what is left out. Only headers and a few small tensors are
+    read. help(weights) describes the arguments. Raises CheckpointError for whatever is wrong with the files."""
     if prediction not in (None, "eps", "v"):
         raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
     swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
@@ -151,29 +106,28 @@ def describe(
         raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
     else:
         checkpoint = diffusers.read(path, variant, prediction, without=swaps)
-    revisions = {str(source): commit}
-    for name, other in swaps.items():
-        place, commit = locate(other, partial(part_files, part=name, variant=variant), None, offline)
-        part = replace(describe_part(place, name, variant=variant), root=place, label=str(other))
-        checkpoint = swap(checkpoint, name, part, place)
-        revisions[str(other)] = commit
-    revisions = {name: commit for name, commit in revisions.items() if commit}
-    return replace(checkpoint, source=str(source), revisions=revisions)
+    checkpoint = replace(checkpoint, source=str(source), revisions={str(source): commit} if commit else {})
+    for part, other in swaps.items():
+        checkpoint = swap_in(checkpoint, part, other, variant, offline)
+    return checkpoint
+
+
+def swap_in(checkpoint: Checkpoint, part: str, source: Source, variant: str | None, offline: bool) -> Checkpoint:
+    """The checkpoint with the UNet or VAE of another source in place of its own."""
+    path, commit = locate(source, partial(part_files, part=part, variant=variant), None, offline)
+    other = replace(describe_part(path, part, variant=variant), root=path, label=str(source))
+    checkpoint = swap(checkpoint, part, other, path)
+    if commit:
+        checkpoint = replace(checkpoint, revisions={**checkpoint.revisions, str(source): commit})
+    return checkpoint
 
 
 def describe_part(
-    source: str | Path,
-    part: str | None = None,
-    *,
-    variant: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-) -> Part:
-    """One network, "unet", "vae", "text_encoder" or "text_encoder_2", of a model or of a source that holds no other:
-    its own folder, a file with just its tensors, a repository of either kind. part: needed where there are several.
-
-    The other arguments are those of `describe`. Raises CheckpointError where it is not there.
-    """
+    source: Source, part: str | None = None, *,
+    variant: str | None = None, revision: str | None = None, offline: bool = False,
+) -> Part:  # fmt: skip
+    """One network of a model, or of a source that holds no other: its own folder, a file with just its tensors, a
+    repository of either kind. help(weights) describes the arguments. Raises CheckpointError where it is not there."""
     if part not in (None, *PARTS):
         raise CheckpointError(f"unknown part {shown(part)}: choose one of {', '.join(PARTS)}")
     path, _ = locate(source, partial(part_files, part=part, variant=variant), revision, offline)
@@ -185,28 +139,28 @@ def describe_part(
     return replace(checkpoint.parts[part], metadata=checkpoint.metadata)
 
 
-def locate(
-    source: str | Path, wanted: Callable[[list[str]], list[str]], revision: str | None = None, offline: bool = False
-) -> tuple[Path, str]:
-    """Where a source lies on this machine, and the commit of the repository that it came from, or "".
-
-    wanted: chooses from the names of all files of a repository those that are needed, as `one_file` does.
-    """
+def locate(source: Source, wanted: Wanted, revision: str | None = None, offline: bool = False) -> tuple[Path, str]:
+    """Where a source lies on this machine, and the commit of the repository that it came from, or "". wanted: chooses
+    from the names of all files of a repository those that are needed, as `one_file` does."""
     path = Path(source)
     if os.path.lexists(path):  # which has no error for a name that is too long
         return path, ""
+    return fetch(str(source), wanted, revision, offline)
+
+
+def fetch(source: str, wanted: Wanted, revision: str | None, offline: bool) -> tuple[Path, str]:
     from .hub import download  # importing the hub's client takes a third of the time of importing this package
 
-    if not download.is_repo(str(source)):
+    if not download.is_repo(source):
         raise CheckpointError(
             f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
             "the name of a repository, owner/name"
         )
-    fetched = download.fetch(str(source), wanted, revision, offline)
+    fetched = download.fetch(source, wanted, revision, offline)
     return fetched.path, fetched.commit
 
 
-def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: torch.dtype | str | None) -> dict:
+def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: DType) -> dict:
     """By part; None leaves each tensor as it is."""
     if dtype == "stored":
         return dict.fromkeys(places)
@@ -228,9 +182,7 @@ def stored_dtype(places: Places) -> torch.dtype:
     return FLOATS[held.entry.dtype]
 
 
-def fill(
-    network: nn.Module, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool
-) -> None:
+def fill(network: Network, places: Places, dtype: torch.dtype | None, device: torch.device, check_finite: bool) -> None:
     """Give an empty network its parameters. dtype: None leaves each as it is stored."""
     needed = dict(network.named_parameters())
     groups: dict[tuple[Path, torch.dtype], dict[str, list[str]]] = {}  # file and dtype -> key -> parameters
@@ -241,14 +193,18 @@ def fill(
         entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
         for key, tensor in read_tensors(file, entries, kind, device):
             if check_finite and not is_finite(tensor):
-                raise CheckpointError(
-                    f"{file}: {key} holds NaN or infinity as {str(kind).removeprefix('torch.')}: "
-                    "the file is damaged, or the dtype too small for its values"
-                )
+                refuse_values(file, key, kind)
             for name in names[key]:
                 owner, _, parameter = name.rpartition(".")
                 value = take(places[name].piece, tensor, needed[name].shape)
                 setattr(network.get_submodule(owner), parameter, nn.Parameter(value, requires_grad=False))
+
+
+def refuse_values(file: Path, key: str, dtype: torch.dtype) -> NoReturn:
+    raise CheckpointError(
+        f"{file}: {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}: "
+        "the file is damaged, or the dtype too small for its values"
+    )
 
 
 def name_files(checkpoint: Checkpoint, places: Mapping[str, Places]) -> dict[str, Path]:

@@ -293,7 +293,8 @@ def test_swapped_parts(sd):
     x, context = randn(2, 4, 8, 8, seed=1).float(), randn(2, 7, 32, seed=2).float()
     t = torch.tensor([981.0, 3.0])
     assert relative_l2(model.unet(x, t, context), unet(x, t, context).sample) <= 2e-6
-    assert relative_l2(model.vae.decode(x), vae.decode(x).sample) <= 2e-6
+    # 2.24e-6 on processors whose instructions round float32 otherwise.
+    assert relative_l2(model.vae.decode(x), vae.decode(x).sample) <= 4e-6
     assert torch.equal(
         model.texts["text_encoder"].text_model.final_layer_norm.weight,
         base.texts["text_encoder"].text_model.final_layer_norm.weight,

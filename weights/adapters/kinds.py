@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 
-from ..disk.settings import Settings, is_number
+from ..disk.settings import WIDTH, Settings, is_number
 
 FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
@@ -96,7 +96,7 @@ def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
     config.only(CONFIG)
     name = "lora_alpha" if config.values.get("peft_type", "LORA") == "LORA" else "alpha"
     alpha = by_pattern(config, "alpha_pattern", path, config.number(name, 8))
-    r = by_pattern(config, "rank_pattern", path, config.integer("r", 8))
+    r = by_pattern(config, "rank_pattern", path, config.one("r", 8, WIDTH))
     if r <= 0 or rank not in (None, r):
         config.refuse("r", f"a rank of {r} is configured for {path}, and {rank} is in the file")
     return alpha / (sqrt(r) if config.flag("use_rslora") else r)

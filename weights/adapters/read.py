@@ -21,8 +21,9 @@ from ldm.adapters.lora import Adapter, parameters
 from ldm.model import Model
 
 from ..checkpoint import read_values, text_width
-from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored, why_none
+from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored
 from ..disk.settings import Settings, names_in, parse_json
+from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
 from .kinds import build, scale_of, split_key
 from .names import names_of

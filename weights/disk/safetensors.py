@@ -1,23 +1,25 @@
-"""Weight files: a .safetensors file, the variants of one in a folder, or its shards.
+"""Weight files: a .safetensors file, or its shards.
 
 A file is 8 bytes with the length of a JSON header, the header, the tensors' bytes. The header is checked here, by the
 format's rules (github.com/huggingface/safetensors, README "Format"), before the library opens the file: so every fault
 has a name, and no other room needs to doubt a file.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError, listed, shown
-from .settings import JSON_BYTES, open_file, parse_json, read_json, size_of
+from ..errors import CheckpointError, shown
+from .settings import JSON_BYTES, open_file, parse_json, read_json
+from .variants import choose_variant
 
 FLOATS = {
     "F64": torch.float64,
@@ -49,12 +51,6 @@ OTHERS = (  # the first bytes, in lower case, of what people save as .safetensor
     (b"gguf", "is a GGUF file: this program reads safetensors"),
     (b"{", "is JSON text: the download went wrong"),
 )
-FORMS = (  # of the names of weight files; the group is the variant, and a file comes before an index
-    r"{}(\.[\w-]+)?\.safetensors",
-    r"{}\.safetensors\.index(\.[\w-]+)?\.json",
-    r"{}(\.[\w-]+)\.safetensors\.index\.json",
-)
-SHARD = re.compile(r"-\d+-of-\d+$")
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
 
 
@@ -81,13 +77,15 @@ class Held(NamedTuple):
     entry: Entry
 
 
+Entries = dict[str, Entry]  # by key
+NamedTensors = Iterator[tuple[str, Tensor]]
 Stored = dict[str, Held]  # by key, perhaps without the prefix that it has in the file
 
 
 def read_header(path: Path) -> Header:
     """What a file says it holds. CheckpointError for every way in which the file could contradict itself."""
-    size = size_of(path)
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = header_length(path, file.read(64), size)
         file.seek(8)
         values = parse_json(file.read(length), f"{path}: its header")
@@ -124,12 +122,22 @@ def header_fault(start: bytes, size: int, length: int) -> str:
     return ": its header does not begin with '{': this is no safetensors file"
 
 
-def check_entry(path: Path, key: str, value: object) -> Entry:
+def check_entry(path: Path, key: str, value: Any) -> Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         wanted = "dtype, shape and data_offsets"
         raise CheckpointError(f"{path}: {shown(key)} must have {wanted} in the header, and has {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    fault = None
+    known = isinstance(dtype, str) and dtype in BITS
+    if not known or not is_counts(shape) or not is_counts(offsets) or len(offsets) != 2:
+        refuse_entry(path, key, dtype, shape, offsets)
+    begin, end = offsets
+    bits = prod(shape) * BITS[dtype]
+    if bits != 8 * (end - begin) or prod(max(n, 1) for n in shape) * BITS[dtype] >= 2**63:
+        refuse_entry(path, key, dtype, shape, offsets)
+    return Entry(dtype, tuple(shape), begin, end)
+
+
+def refuse_entry(path: Path, key: str, dtype: Any, shape: Any, offsets: Any) -> NoReturn:
     if not isinstance(dtype, str) or dtype not in BITS:
         fault = f"the unknown dtype {shown(dtype)}"
     elif not is_counts(shape):
@@ -138,20 +146,18 @@ def check_entry(path: Path, key: str, value: object) -> Entry:
         fault = f"the data_offsets {shown(offsets)}: two increasing numbers from 0 are expected"
     elif prod(max(n, 1) for n in shape) * BITS[dtype] >= 2**63:
         fault = f"the shape {shown(shape)}, more than any memory can hold"
-    elif prod(shape) * BITS[dtype] != 8 * (offsets[1] - offsets[0]):
+    else:
         needed = (prod(shape) * BITS[dtype] + 7) // 8
         found = offsets[1] - offsets[0]
         fault = f"{found} bytes of data, and its shape {shown(shape)} and dtype {dtype} need {needed}"
-    if fault:
-        raise CheckpointError(f"{path}: {shown(key)} has {fault}")
-    return Entry(dtype, tuple(shape), *offsets)
+    raise CheckpointError(f"{path}: {shown(key)} has {fault}")
 
 
 def is_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
 
 
-def check_layout(path: Path, entries: dict[str, Entry], room: int) -> None:
+def check_layout(path: Path, entries: Entries, room: int) -> None:
     """The tensors must fill the data exactly: bytes that none or two of them own could hide something else."""
     reached = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -159,14 +165,17 @@ def check_layout(path: Path, entries: dict[str, Entry], room: int) -> None:
             raise CheckpointError(f"{path}: {misplaced(key, entries, reached, room)}")
         reached = entry.end
     if reached != room:
-        fault = f"{room - reached} trailing bytes after the last tensor belong to none"
-        if reached > room:
-            cut = "the file is cut off, download it again"
-            fault = f"{reached} bytes of data are announced and only {room} follow: {cut}"
-        raise CheckpointError(f"{path}: {fault}")
+        refuse_end(path, reached, room)
 
 
-def misplaced(key: str, entries: dict[str, Entry], reached: int, room: int) -> str:
+def refuse_end(path: Path, reached: int, room: int) -> NoReturn:
+    fault = f"{room - reached} trailing bytes after the last tensor belong to none"
+    if reached > room:
+        fault = f"{reached} bytes of data are announced and only {room} follow: the file is cut off, download it again"
+    raise CheckpointError(f"{path}: {fault}")
+
+
+def misplaced(key: str, entries: Entries, reached: int, room: int) -> str:
     """What is wrong with a tensor that does not begin where the one before it ended."""
     for far, entry in entries.items():
         if entry.end > room:
@@ -178,16 +187,11 @@ def misplaced(key: str, entries: dict[str, Entry], reached: int, room: int) -> s
     return f"{shown(key)}, at bytes {entry.begin} to {entry.end} of the data, {fault}"
 
 
-def read_tensors(
-    path: Path, entries: dict[str, Entry], dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
-    """Key and tensor, as `dtype` on `device`, of those entries of a checked file.
-
-    What needs no conversion is a view of the mapped file and takes memory only when it is used; do not change the
-    file meanwhile. The rest is converted one tensor at a time.
-    """
-    for key, entry in entries.items():
-        check_float(path, key, entry)
+def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device) -> NamedTensors:
+    """Key and tensor, as `dtype` on `device`, of those entries of a checked file. What needs no conversion is a view of
+    the mapped file and takes memory only when it is used; do not change the file meanwhile. The rest is converted one
+    tensor at a time. CheckpointError for a tensor that is not in FLOATS."""
+    check_floats(Held(path, key, entry) for key, entry in entries.items())
     stay = [key for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"]
     for keys in [stay, *batches({key: entries[key] for key in entries.keys() - stay})]:
         with open_mapped(path) as file:
@@ -195,23 +199,21 @@ def read_tensors(
                 yield key, file.get_tensor(key).to(device=device, dtype=dtype)
 
 
-def check_float(path: Path, key: str, entry: Entry) -> None:
-    if entry.dtype not in FLOATS:
-        raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
+def check_floats(tensors: Iterable[Held]) -> None:
+    for path, key, entry in tensors:
+        if entry.dtype not in FLOATS:
+            raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
 
 
-def batches(entries: dict[str, Entry]) -> Iterator[list[str]]:
+def batches(entries: Entries) -> Iterator[list[str]]:
     """Keys in the order of the file, cut about every CONVERTED bytes: pages that were read count as memory in use
     until the mapping they belong to is closed."""
     batch = []
-    size = 0
     for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
         batch.append(key)
-        size += entry.end - entry.begin
-        if size > CONVERTED:
+        if entry.end - entries[batch[0]].begin > CONVERTED:
             yield batch
             batch = []
-            size = 0
     yield batch
 
 
@@ -231,46 +233,12 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def choose_file(where: str, names: list[str], stem: str, variant: str | None) -> str:
-    """The file or index to read: that of the variant; without one the plain one, else the only one there is.
-
-    Raises CheckpointError that lists what is offered instead; `where` begins it.
-    """
-    found = variants(names, stem)
-    if (variant or "") in found:
-        return found[variant or ""]
-    if len(found) == 1 and not variant:
-        return found.popitem()[1]
-    raise CheckpointError(f"{where} has no {missing_file(names, stem, variant, found)}")
-
-
-def missing_file(names: list[str], stem: str, variant: str | None, found: dict[str, str]) -> str:
-    offer = listed([name or "plain" for name in found])
-    if not found:
-        return f"{stem}.safetensors: {why_none(names)}"
-    if variant:
-        return f"variant {shown(variant)}: it offers {offer}"
-    return f"plain {stem}.safetensors: choose a variant, it offers {offer}"
-
-
-def variants(names: list[str], stem: str) -> dict[str, str]:
-    """Variant, or "" for the plain one -> name of its file or index."""
-    found = {}
-    for form in FORMS:
-        for name in names:
-            match = re.fullmatch(form.format(stem), name)
-            if match and not SHARD.search(match[1] or ""):
-                found.setdefault((match[1] or ".")[1:], name)
-    return found
-
-
-def why_none(names: list[str]) -> str:
-    """What a folder without the wanted weights has instead, and what to do."""
-    pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
-    if pickled:
-        return f"it has {listed(pickled)}, which are pickled Python and never read here: convert them to safetensors"
-    if any(SHARD.search(Path(name).stem) for name in names):
-        return "it has shards but not the index that lists them: download it"
-    return f"it has {listed(names) or 'nothing'}"
+    """The file or index to read: that of the variant; without one the plain one, else the only one there is. Raises
+    CheckpointError that lists what is offered instead; `where` begins it."""
+    plain = f"{stem}.safetensors"
+    if plain in names and not variant:
+        return plain
+    return choose_variant(where, names, stem, variant)
 
 
 def read_stored(path: Path) -> Stored:

@@ -1,16 +1,17 @@
-"""JSON files as data, and a typed reader of the settings in them: each method checks the kind of what it finds and
+"""JSON files as data, and a typed reader of the settings in them: it checks each against the kind that is expected and
 names what it refuses.
 """
 
 import json
+import os
 import re
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
-from typing import NoReturn
+from stat import S_ISREG
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CheckpointError, shown
 
@@ -20,16 +21,21 @@ WIDEST = 2**20  # of a width; no network comes near it
 DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a regular file; links are followed."""
+@contextmanager
+def open_file(path: Path) -> Generator[BufferedReader]:
+    """A regular file, to be read; links are followed."""
     try:
-        status = path.stat()
+        if not S_ISREG(path.stat().st_mode):
+            refuse_file(path)
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise unreadable(path, error) from None
-    if not S_ISREG(status.st_mode):
-        kind = "a folder" if S_ISDIR(status.st_mode) else "no regular file"
-        raise CheckpointError(f"{path} is {kind} where a file is expected")
-    return status.st_size
+
+
+def refuse_file(path: Path) -> NoReturn:
+    kind = "a folder" if path.is_dir() else "no regular file"
+    raise CheckpointError(f"{path} is {kind} where a file is expected")
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -39,29 +45,20 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} {problem}: download it again")
 
 
-@contextmanager
-def open_file(path: Path) -> Generator[BufferedReader]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def names_in(folder: Path) -> list[str]:
     """Names of all that lies in a folder, sorted."""
     try:
-        return sorted(path.name for path in folder.iterdir())
+        return sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read as a folder: {error.strerror}") from None
 
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
-    size = size_of(path)
-    if size > JSON_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes; a JSON file here has at most {JSON_BYTES}")
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > JSON_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes; a JSON file here has at most {JSON_BYTES}")
         return parse_json(file.read(), str(path))
 
 
@@ -69,26 +66,67 @@ def parse_json(raw: bytes, where: str) -> dict:
     """The object that raw holds; `where` begins each error."""
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: unique(pairs, where))
-    except CheckpointError:
-        raise
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{where} is not UTF-8 at byte {error.start}: download it again") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{where} is not valid JSON: download it again") from None
+    except (ValueError, RecursionError) as error:
+        refuse_json(error, where)
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} holds a JSON {type(value).__name__}, not an object")
     return value
 
 
+def refuse_json(error: Exception, where: str) -> NoReturn:
+    if isinstance(error, CheckpointError):
+        raise error
+    if isinstance(error, UnicodeDecodeError):
+        raise CheckpointError(f"{where} is not UTF-8 at byte {error.start}: download it again") from None
+    raise CheckpointError(f"{where} is not valid JSON: download it again") from None
+
+
 def unique(pairs: list[tuple[str, object]], where: str) -> dict:
     """Refuse what two readers of one file could take for different things: a key given twice, half a character."""
+    values = dict(pairs)
+    texts = [*values, *(value for value in values.values() if isinstance(value, str))]
+    if len(values) < len(pairs) or any(map(HALF.search, texts)):
+        refuse_pairs(pairs, texts, where)
+    return values
+
+
+def refuse_pairs(pairs: list[tuple[str, object]], texts: list[str], where: str) -> NoReturn:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise CheckpointError(f"{where} has the key {shown(max(names, key=names.count))} more than once")
-    for text in names + [value for _, value in pairs if isinstance(value, str)]:
-        if HALF.search(text):
-            raise CheckpointError(f"{where} has the text {shown(text)}, which is not Unicode")
-    return dict(pairs)
+    half = next(filter(HALF.search, texts))
+    raise CheckpointError(f"{where} has the text {shown(half)}, which is not Unicode")
+
+
+def is_integer(value: object, least: int, most: int = WIDEST) -> bool:
+    """True and False are none."""
+    return type(value) is int and least <= value <= most
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30  # NaN is not
+
+
+class Kind(NamedTuple):
+    """What a setting may be: the test, and what an error says of a value that fails it."""
+
+    fits: Callable[[Any], bool]
+    wanted: str
+
+
+def whole(least: int, most: int = WIDEST) -> Kind:
+    return Kind(lambda value: is_integer(value, least, most), f"a whole number from {least} to {most} is expected")
+
+
+def among(names: Collection[str]) -> Kind:
+    wanted = f"only {' or '.join(map(shown, names))} is implemented"
+    return Kind(lambda value: isinstance(value, str) and value in names, wanted)
+
+
+WIDTH = whole(1)
+COUNT = whole(1, DEEPEST)  # of layers
+NUMBER = Kind(is_number, "a number is expected")
+FLAG = Kind(lambda value: isinstance(value, bool), "true or false is expected")
 
 
 @dataclass(frozen=True)
@@ -113,87 +151,40 @@ class Settings:
             if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
                 self.refuse(key, f"only {' or '.join(map(shown, allowed))} is implemented")
 
-    def one_of(self, key: str, names: Collection, default: object = None):
-        """The setting, one of these names."""
+    def one(self, key: str, default: Any, kind: Kind) -> Any:
         value = self.values.get(key, default)
-        if not isinstance(value, str | None) or value not in names:
-            self.refuse(key, f"only {' or '.join(map(shown, names))} is implemented")
+        if not kind.fits(value):
+            self.refuse(key, kind.wanted)
         return value
-
-    def integer(self, key: str, default: int | None, least: int = 1, most: int = WIDEST) -> int:
-        value = self.values.get(key, default)
-        if not is_integer(value, least, most):
-            self.refuse(key, f"a whole number from {least} to {most} is expected")
-        return value
-
-    def layers(self, key: str, default: int) -> int:
-        return self.integer(key, default, most=DEEPEST)
 
     def number(self, key: str, default: float) -> float:
-        value = self.values.get(key, default)
-        if not is_number(value):
-            self.refuse(key, "a number is expected")
-        return float(value)
+        return float(self.one(key, default, NUMBER))
 
     def flag(self, key: str, default: bool = False) -> bool:
         """null stands for the default."""
-        value = self.values.get(key)
-        if not isinstance(value, bool | None):
-            self.refuse(key, "true or false is expected")
-        return default if value is None else value
+        return default if self.values.get(key) is None else self.one(key, default, FLAG)
 
-    def integers(self, key: str, default: tuple[int, ...], most: int = WIDEST) -> tuple[int, ...]:
-        value = self.values.get(key, default)
-        if not isinstance(value, list | tuple) or not 1 <= len(value) <= DEEPEST:
-            self.refuse(key, "a list of whole numbers is expected")
-        if not all(is_integer(n, 1, most) for n in value):
-            self.refuse(key, f"whole numbers from 1 to {most} are expected")
-        return tuple(value)
+    def several(self, key: str, default: Any, kind: Kind, count: int | None = None) -> tuple:
+        """A list with a value for each of `count` levels, or of any length."""
+        values = self.values.get(key, default)
+        right = isinstance(values, list | tuple) and 1 <= len(values) <= DEEPEST and all(map(kind.fits, values))
+        if not right or count not in (None, len(values)):
+            self.refuse_list(key, kind, count)
+        return tuple(values)
 
-    def per_level(self, key: str, default: int, levels: int, most: int = WIDEST) -> tuple[int, ...]:
-        """A list with a number for each level, or one number for all."""
-        if not isinstance(self.values.get(key), list | tuple):
-            return (self.integer(key, default, most=most),) * levels
-        numbers = self.integers(key, (), most)
-        if len(numbers) != levels:
-            self.refuse(key, f"one number for each of the {levels} levels is expected")
-        return numbers
+    def refuse_list(self, key: str, kind: Kind, count: int | None) -> NoReturn:
+        length = f"at most {DEEPEST}" if count is None else str(count)
+        self.refuse(key, f"a list of {length} values is expected, in which {kind.wanted}")
 
-    def equal(self, key: str, default: int, levels: int, most: int = WIDEST) -> int:
+    def per_level(self, key: str, default: Any, kind: Kind, levels: int) -> tuple:
+        """A list with a value for each level, or one value for all."""
+        if isinstance(self.values.get(key), list | tuple):
+            return self.several(key, default, kind, levels)
+        return (self.one(key, default, kind),) * levels
+
+    def equal(self, key: str, default: int, kind: Kind, levels: int) -> int:
         """One number, or a list that repeats it: the networks here have the same on every level."""
-        numbers = self.per_level(key, default, levels, most)
+        numbers = self.per_level(key, default, kind, levels)
         if len(set(numbers)) > 1:
             self.refuse(key, "only the same number on every level is implemented")
         return numbers[0]
-
-    def flags(self, key: str, count: int) -> tuple[bool, ...]:
-        """One for each level, or one for all; false where absent."""
-        value = self.values.get(key, False)
-        value = [value] * count if isinstance(value, bool) else value
-        if not isinstance(value, list) or len(value) != count or not all(isinstance(flag, bool) for flag in value):
-            self.refuse(key, f"true, false or a list of {count} of them is expected")
-        return tuple(value)
-
-    def numbers(self, key: str, count: int) -> tuple[float, ...]:
-        """`count` numbers, or none where the setting is absent or null."""
-        value = self.values.get(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
-            self.refuse(key, f"a list of {count} numbers is expected")
-        return tuple(map(float, value))
-
-    def words(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        value = self.values.get(key, default)
-        if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-            self.refuse(key, "a list of names is expected")
-        return tuple(value)
-
-
-def is_integer(value: object, least: int, most: int = WIDEST) -> bool:
-    """True and False are none."""
-    return type(value) is int and least <= value <= most
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30  # NaN is not

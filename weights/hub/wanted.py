@@ -3,7 +3,8 @@
 import re
 from collections.abc import Collection
 
-from ..disk.safetensors import choose_file, variants
+from ..disk.safetensors import choose_file
+from ..disk.variants import variants
 from ..errors import CheckpointError, listed, shown
 
 WEIGHT_FILES = {

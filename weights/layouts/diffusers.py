@@ -7,6 +7,7 @@ facts, in this package.
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from ldm.tokenizer import published_files
 
 from ..checkpoint import Checkpoint, NetworkConfig, Part, check_fit
 from ..disk.safetensors import choose_file, read_stored
-from ..disk.settings import Settings, is_integer, is_number, names_in
+from ..disk.settings import WIDTH, Settings, is_integer, is_number, names_in
 from ..disk.write import write_json, write_shards, write_text
 from ..errors import CheckpointError, shown
 from . import diffusers_configs as configs
@@ -55,37 +56,33 @@ def matches(path: Path) -> bool:
 def read(
     folder: Path, variant: str | None = None, prediction: str | None = None, without: Collection[str] = ()
 ) -> Checkpoint:
-    """All that the JSON files say, and what the weight files hold, except those of the parts `without`. prediction:
-    "eps" or "v", where the user knows better than the scheduler. CheckpointError names the file and the setting that
-    this program cannot use."""
+    """All that the JSON files say, and what the weight files hold, except those of the parts `without`. CheckpointError
+    names the file and the setting that this program cannot use."""
     if INDEX not in names_in(folder):
         raise CheckpointError(f"{folder}: {INDEX} is missing: this is no model folder in diffusers' layout")
     index = Settings.read(folder / INDEX)
-    unet_json = component(folder, index, "unet")
-    vae_json = component(folder, index, "vae")
+    unet_json = Settings.read(component(folder, index, "unet") / "config.json")
+    vae_json = Settings.read(component(folder, index, "vae") / "config.json")
     unet = configs.read_unet(unet_json)
     vae = configs.read_vae(vae_json)
     family = family_of(folder, index, unet)
     texts = {tower: read_tower(folder, index, tower) for tower in family.towers}
-    scheduler = component(folder, index, "scheduler", "scheduler_config.json")
-    choices = read_scheduler(scheduler, str(class_of(index, "scheduler")), family.has_sizes)
+    scheduler = Settings.read(component(folder, index, "scheduler") / "scheduler_config.json")
+    has_sizes = family.numbers > 0
+    choices = read_scheduler(scheduler, str(class_of(index, "scheduler")), has_sizes)
     if prediction:
         choices["prediction"] = prediction
-    size = configs.read_latent_size(unet_json) * vae.factor
-    is_careful = (family.has_sizes or unet.class_count > 0) and not isinstance(vae, TinyVAEConfig)
+    choices |= read_defaults(index, unet, configs.read_size(unet_json, vae), choices)
+    is_careful = (has_sizes or unet.class_count > 0) and not isinstance(vae, TinyVAEConfig)
     facts = ModelConfig(
-        family=family,
-        unet=unet,
-        vae=vae,
-        texts=tuple(texts.values()),
+        family=family, unet=unet, vae=vae, texts=tuple(texts.values()),
         latent=configs.read_latent(vae_json, vae),
         pad_ids=tuple(read_pad_id(folder, index, tokenizer_of(tower)) for tower in family.towers),
-        size=size,
         careful_vae=is_careful and vae_json.flag("force_upcast", True),
-        zero_empty_prompt=family.has_sizes and index.flag("force_zeros_for_empty_prompt", True),
-        **choices | read_defaults(index, family, unet, size, choices),
-    )
-    check_fit(facts, unet_json.file, unet_json.integer("addition_time_embed_dim", None) if family.numbers else 0)
+        zero_empty_prompt=has_sizes and index.flag("force_zeros_for_empty_prompt", True),
+        **choices,
+    )  # fmt: skip
+    check_fit(facts, unet_json.file, unet_json.one("addition_time_embed_dim", None, WIDTH) if family.numbers else 0)
     parts = {"unet": unet, "vae": vae, **texts}
     parts = {name: read_part(folder / name, cfg, variant, folder) for name, cfg in parts.items() if name not in without}
     return Checkpoint(facts, parts, folder, "diffusers", extras=other_components(index))
@@ -116,20 +113,20 @@ def class_of(index: Settings, name: str) -> str | None:
     return entry[1]
 
 
-def component(folder: Path, index: Settings, name: str, file: str = "config.json") -> Settings:
-    """The settings of a component that the model needs."""
-    check_component(folder, index, name)
-    return Settings.read(folder / name / file)
-
-
-def check_component(folder: Path, index: Settings, name: str) -> None:
+def component(folder: Path, index: Settings, name: str) -> Path:
+    """The folder of a component that the model needs."""
     found = class_of(index, name)
     if found is None or not (folder / name).is_dir():
-        what = shown(index.values.get("_class_name", "this pipeline"))
-        where = f"in {INDEX}" if found is None else "as a folder"
-        raise CheckpointError(f"{folder}: the component {name} of {what} is missing {where}: it is needed")
+        refuse_missing(folder, index, name)
     if name in COMPONENTS and found not in COMPONENTS[name]:
         index.refuse(name, f"only {' or '.join(COMPONENTS[name])} is implemented")
+    return folder / name
+
+
+def refuse_missing(folder: Path, index: Settings, name: str) -> NoReturn:
+    what = shown(index.values.get("_class_name", "this pipeline"))
+    where = f"in {INDEX}" if class_of(index, name) is None else "as a folder"
+    raise CheckpointError(f"{folder}: the component {name} of {what} is missing {where}: it is needed")
 
 
 def other_components(index: Settings) -> dict[str, str]:
@@ -142,8 +139,7 @@ def other_components(index: Settings) -> dict[str, str]:
 
 
 def family_of(folder: Path, index: Settings, unet: UNetConfig) -> Family:
-    """What the UNet adds to its time embedding decides, then the text towers: of all towers CLIP-L's alone, SD 1's, has
-    the activation "quick_gelu"."""
+    """What the UNet adds to its time embedding decides, then the text tower: SD 1's alone has "quick_gelu"."""
     if unet.vector_dim:
         return FAMILIES["sdxl" if class_of(index, "text_encoder") else "sdxl_refiner"]
     if class_of(index, "text_encoder_2"):
@@ -152,32 +148,37 @@ def family_of(folder: Path, index: Settings, unet: UNetConfig) -> Family:
 
 
 def read_tower(folder: Path, index: Settings, name: str) -> CLIPConfig:
-    json = component(folder, index, name)
+    json = Settings.read(component(folder, index, name) / "config.json")
     return configs.read_clip(json, projected=class_of(index, name) == "CLIPTextModelWithProjection")
 
 
 def read_pad_id(folder: Path, index: Settings, name: str) -> int:
     """The token that fills up prompts. Where the two files differ, as in SD 2, special_tokens_map.json is right."""
-    check_component(folder, index, name)
-    names = names_in(folder / name)
+    home = component(folder, index, name)
+    names = names_in(home)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if file in names:
-            json = Settings.read(folder / name / file)
+            json = Settings.read(home / file)
             token = json.values.get("pad_token")
             token = token.get("content") if isinstance(token, dict) else token
             if token in list(PADS):
                 return PADS[token]
             if token is not None:
                 json.refuse("pad_token", f"only {' or '.join(map(shown, PADS))} is implemented")
+    return usual_pad_id(home, names)
+
+
+def usual_pad_id(folder: Path, names: list[str]) -> int:
+    """That of the tokenizer's class, where its settings name none."""
     if "tokenizer_config.json" not in names:
-        raise CheckpointError(f"{folder / name}: special_tokens_map.json and tokenizer_config.json are missing")
-    return PADS["<|endoftext|>"]  # the class's own
+        raise CheckpointError(f"{folder}: special_tokens_map.json and tokenizer_config.json are missing")
+    return PADS["<|endoftext|>"]
 
 
-def read_defaults(index: Settings, family: Family, unet: UNetConfig, size: int, choices: Mapping) -> dict:
-    """Steps and guidance as the model's publishers recommend. Our own folders may say better in "_defaults": diffusers
-    passes over names that begin with an underscore."""
-    steps, guidance = PIPELINES.get(str(index.values.get("_class_name")), (50, 5.0 if family.has_sizes else 7.5))
+def read_defaults(index: Settings, unet: UNetConfig, size: int, choices: Mapping) -> dict:
+    """Size, steps and guidance as the model's publishers recommend. Our own folders may say better in "_defaults":
+    diffusers passes over names that begin with an underscore."""
+    steps, guidance = PIPELINES.get(str(index.values.get("_class_name")), (50, 5.0 if unet.vector_dim else 7.5))
     of_turbo = unet.context_dim in (1024, 2048) and size == 512
     if of_turbo and choices["schedule"] == "trailing" and choices["prediction"] == "eps":
         steps, guidance = 1, 0.0  # SD-Turbo and SDXL-Turbo
@@ -185,10 +186,15 @@ def read_defaults(index: Settings, family: Family, unet: UNetConfig, size: int, 
         guidance = 3.0  # Playground v2.5
     elif unet.guidance_dim:
         steps, guidance = 4, 8.5  # LCM
-    own = index.values.get("_defaults", {})
+    usual = dict(size=size, steps=steps, guidance=guidance)
+    return usual | own_defaults(index) if "_defaults" in index.values else usual
+
+
+def own_defaults(index: Settings) -> dict:
+    own = index.values["_defaults"]
     if not isinstance(own, dict) or not all(key in OWN_DEFAULTS and OWN_DEFAULTS[key](own[key]) for key in own):
         index.refuse("_defaults", f"an object with some of {', '.join(OWN_DEFAULTS)} is expected")
-    return dict(steps=steps, guidance=guidance) | own
+    return own
 
 
 def write(

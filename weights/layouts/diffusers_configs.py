@@ -5,23 +5,24 @@ transformers 5. A setting that our networks do not implement is refused, never i
 know either is ignored, as it does. The tables *_FIELDS and *_ONLY serve both directions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 from ..checkpoint import NetworkConfig
-from ..disk.settings import DEEPEST, Settings, is_integer
+from ..disk.settings import COUNT, FLAG, NUMBER, WIDTH, Kind, Settings, among
 
 
 class Setting(NamedTuple):
-    """A setting that is a field of ours: its name in the file, how it is read there, and its default."""
+    """A setting that is a field of ours: its name in the file, its default and its kind."""
 
     key: str
-    read: Callable
-    default: object
+    default: Any
+    kind: Kind
 
 
+CHANNELS = "block_out_channels"
 VERSION = {"_diffusers_version": "0.42.1"}  # whose names these are
 SILU = ("silu", "swish")
 # fmt: off
@@ -49,37 +50,45 @@ CLIP_ONLY = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 # fmt: on
 
 UNET_FIELDS = {
-    "in_channels": Setting("in_channels", Settings.integer, 4),
-    "out_channels": Setting("out_channels", Settings.integer, 4),
-    "channels": Setting("block_out_channels", Settings.integers, (320, 640, 1280, 1280)),
-    "groups": Setting("norm_num_groups", Settings.integer, 32),
-    "linear_projection": Setting("use_linear_projection", Settings.flag, False),
+    "in_channels": Setting("in_channels", 4, WIDTH),
+    "out_channels": Setting("out_channels", 4, WIDTH),
+    "groups": Setting("norm_num_groups", 32, WIDTH),
 }
 DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # has it attention?
 UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+DOWN_BLOCK = among(DOWN)
+UP_BLOCK = among(UP)
+USUAL_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+USUAL_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+ADDED = {  # our field -> the setting that announces it, and the one that holds its width
+    "class_dim": ("class_embed_type", "projection_class_embeddings_input_dim"),
+    "class_count": ("num_class_embeds", "num_class_embeds"),
+    "vector_dim": ("addition_embed_type", "projection_class_embeddings_input_dim"),
+    "guidance_dim": ("time_cond_proj_dim", "time_cond_proj_dim"),
+}
 
 VAE_FIELDS = {
-    "channels": Setting("block_out_channels", Settings.integers, (64,)),
-    "latent_channels": Setting("latent_channels", Settings.integer, 4),
-    "image_channels": Setting("in_channels", Settings.integer, 3),
-    "layers": Setting("layers_per_block", Settings.layers, 1),
-    "groups": Setting("norm_num_groups", Settings.integer, 32),
+    "latent_channels": Setting("latent_channels", 4, WIDTH),
+    "image_channels": Setting("in_channels", 3, WIDTH),
+    "layers": Setting("layers_per_block", 1, COUNT),
+    "groups": Setting("norm_num_groups", 32, WIDTH),
 }
 VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+VAE_BLOCK = {key: among([name]) for key, name in VAE_BLOCKS.items()}
 
 TINY_LATENT = LatentConfig(scale=1.0)  # TAESD reads and writes latents as the UNet has them
 CLIP_FIELDS = {
-    "layers": Setting("num_hidden_layers", Settings.layers, 12),
-    "width": Setting("hidden_size", Settings.integer, 512),
-    "heads": Setting("num_attention_heads", Settings.integer, 8),
-    "hidden": Setting("intermediate_size", Settings.integer, 2048),
-    "vocab": Setting("vocab_size", Settings.integer, 49408),
-    "length": Setting("max_position_embeddings", Settings.integer, 77),
+    "layers": Setting("num_hidden_layers", 12, COUNT),
+    "width": Setting("hidden_size", 512, WIDTH),
+    "heads": Setting("num_attention_heads", 8, WIDTH),
+    "hidden": Setting("intermediate_size", 2048, WIDTH),
+    "vocab": Setting("vocab_size", 49408, WIDTH),
+    "length": Setting("max_position_embeddings", 77, WIDTH),
 }
 
 
 def read_fields(json: Settings, table: Mapping[str, Setting]) -> dict:
-    return {field: read(json, key, default) for field, (key, read, default) in table.items()}
+    return {field: json.one(*setting) for field, setting in table.items()}
 
 
 def write_fields(cfg: NetworkConfig, table: Mapping[str, Setting]) -> dict:
@@ -100,37 +109,34 @@ def read_unet(json: Settings) -> UNetConfig:
     """CheckpointError names the setting that is malformed or not implemented."""
     json.only(UNET_ONLY)
     fields = read_fields(json, UNET_FIELDS)
-    channels = fields["channels"]
+    channels = json.several(CHANNELS, (320, 640, 1280, 1280), WIDTH)
     levels = len(channels)
     attention = attention_levels(json, levels)
     heads_key = "attention_head_dim" if json.values.get("num_attention_heads") is None else "num_attention_heads"
-    heads = json.per_level(heads_key, 8, levels)  # the number of heads, whatever its first name says
-    depth = json.per_level("transformer_layers_per_block", 1, levels, DEEPEST)
-    cross_only = json.flags("only_cross_attention", levels)
+    heads = json.per_level(heads_key, 8, WIDTH, levels)  # the number of heads, whatever its first name says
+    depth = json.per_level("transformer_layers_per_block", 1, COUNT, levels)
+    cross_only = json.per_level("only_cross_attention", False, FLAG, levels)
     check_divides(json, "norm_num_groups", channels, [fields["groups"]] * levels)
     used = [i for i in range(levels) if attention[i] or i == levels - 1]  # the middle has the heads of the last level
     check_divides(json, heads_key, [channels[i] for i in used], [heads[i] for i in used])
     return UNetConfig(
         **fields,
+        channels=channels,
+        linear_projection=json.flag("use_linear_projection"),
         heads=heads,
         depth=tuple(blocks if here else 0 for blocks, here in zip(depth, attention)),
         mid_depth=depth[-1],
-        context_dim=json.equal("cross_attention_dim", 1280, levels),
-        layers=json.equal("layers_per_block", 2, levels, DEEPEST),
+        context_dim=json.equal("cross_attention_dim", 1280, WIDTH, levels),
+        layers=json.equal("layers_per_block", 2, COUNT, levels),
         cross_only=cross_only if any(cross_only) else (),
         **added_embeddings(json),
     )
 
 
-def attention_levels(json: Settings, count: int) -> tuple[bool, ...]:
+def attention_levels(json: Settings, levels: int) -> tuple[bool, ...]:
     """Which levels have attention, by the types of their blocks."""
-    down = json.words("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
-    up = json.words("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-    for key, names, known in (("down_block_types", down, DOWN), ("up_block_types", up, UP)):
-        if len(names) != count:
-            json.refuse(key, f"one for each of the {count} block_out_channels is expected")
-        if not set(names) <= known.keys():
-            json.refuse(key, f"only {' and '.join(known)} are implemented")
+    down = json.several("down_block_types", USUAL_DOWN, DOWN_BLOCK, levels)
+    up = json.several("up_block_types", USUAL_UP, UP_BLOCK, levels)
     if [DOWN[name] for name in down] != [UP[name] for name in reversed(up)]:
         json.refuse("up_block_types", "the levels with attention must be those of down_block_types")
     return tuple(DOWN[name] for name in down)
@@ -138,29 +144,29 @@ def attention_levels(json: Settings, count: int) -> tuple[bool, ...]:
 
 def added_embeddings(json: Settings) -> dict[str, int]:
     """The fields of UNetConfig for what joins the time embedding."""
-    values = json.values
     fields = {}
-    if values.get("class_embed_type"):
-        fields["class_dim"] = json.integer("projection_class_embeddings_input_dim", None)
-    elif values.get("num_class_embeds") is not None:
-        fields["class_count"] = json.integer("num_class_embeds", None)
-    if values.get("addition_embed_type"):
-        fields["vector_dim"] = json.integer("projection_class_embeddings_input_dim", None)
-    if values.get("time_cond_proj_dim") is not None:
-        fields["guidance_dim"] = json.integer("time_cond_proj_dim", None)
+    for field, (announced_by, width) in ADDED.items():
+        is_second_class = field == "class_count" and "class_dim" in fields
+        if json.values.get(announced_by) is not None and not is_second_class:
+            fields[field] = json.one(width, None, WIDTH)
     return fields
 
 
-def read_latent_size(json: Settings) -> int:
-    """Height of the latents that the UNet was trained on; 64 where the file leaves it open."""
+def read_size(json: Settings, vae: VAEConfig | TinyVAEConfig) -> int:
+    """Height in pixels of what the UNet of these settings was trained on; 64 latents where they do not say it."""
     size = json.values.get("sample_size")
+    if not WIDTH.fits(size):
+        size = other_size(json, size)
+    levels = len(vae.blocks if isinstance(vae, TinyVAEConfig) else vae.channels)
+    return size * 2 ** (levels - 1)
+
+
+def other_size(json: Settings, size: object) -> int:
     if size is None:
         return 64
-    if isinstance(size, list) and len(size) == 2:
-        size = size[0]
-    if not is_integer(size, 1):
+    if not isinstance(size, list) or len(size) != 2 or not WIDTH.fits(size[0]):
         json.refuse("sample_size", "a whole number, or two, is expected")
-    return size
+    return size[0]
 
 
 def write_unet(cfg: UNetConfig, sample_size: int, number_width: int = 0) -> dict:
@@ -169,6 +175,8 @@ def write_unet(cfg: UNetConfig, sample_size: int, number_width: int = 0) -> dict
     values = write_only(UNET_ONLY, "mid_block_type", "act_fn", "norm_eps", "flip_sin_to_cos", "freq_shift")
     values |= write_fields(cfg, UNET_FIELDS)
     values |= dict(
+        block_out_channels=cfg.channels,
+        use_linear_projection=cfg.linear_projection,
         sample_size=sample_size,
         down_block_types=[f"{name}DownBlock2D" for name in attention],
         up_block_types=[f"{name}UpBlock2D" for name in reversed(attention)],
@@ -195,25 +203,20 @@ def read_vae(json: Settings) -> VAEConfig | TinyVAEConfig:
     if json.values.get("_class_name") == "AutoencoderTiny":
         return read_tiny_vae(json)
     json.only(VAE_ONLY)
-    cfg = VAEConfig(**read_fields(json, VAE_FIELDS))
+    cfg = VAEConfig(json.several(CHANNELS, (64,), WIDTH), **read_fields(json, VAE_FIELDS))
     levels = len(cfg.channels)
     check_divides(json, "norm_num_groups", cfg.channels, [cfg.groups] * levels)
     for key, name in VAE_BLOCKS.items():
-        if json.words(key, (name,)) != (name,) * levels:
-            json.refuse(key, f"{name} for each of the {levels} block_out_channels is expected")
-    check_image_channels(json, cfg.image_channels)
+        json.several(key, (name,), VAE_BLOCK[key], levels)
+    if json.one("out_channels", 3, WIDTH) != cfg.image_channels:
+        json.refuse("out_channels", f"as many as in_channels, {cfg.image_channels}, are expected")
     return cfg
-
-
-def check_image_channels(json: Settings, channels: int) -> None:
-    if json.integer("out_channels", 3) != channels:
-        json.refuse("out_channels", f"as many as in_channels, {channels}, are expected")
 
 
 def write_vae(cfg: VAEConfig, latent: LatentConfig, sample_size: int, careful: bool) -> dict:
     values = write_only(VAE_ONLY, "act_fn") | write_fields(cfg, VAE_FIELDS)
     values |= {key: [name] * len(cfg.channels) for key, name in VAE_BLOCKS.items()}
-    values |= dict(sample_size=sample_size, out_channels=cfg.image_channels)
+    values |= dict(block_out_channels=cfg.channels, sample_size=sample_size, out_channels=cfg.image_channels)
     values |= dict(scaling_factor=latent.scale, force_upcast=careful)
     if latent.mean:
         values |= dict(latents_mean=latent.mean, latents_std=latent.std)
@@ -225,28 +228,37 @@ def read_latent(json: Settings, vae: VAEConfig | TinyVAEConfig) -> LatentConfig:
     if isinstance(vae, TinyVAEConfig):
         return TINY_LATENT
     scale = json.number("scaling_factor", 0.18215)
-    mean, std = (json.numbers(key, vae.latent_channels) for key in ("latents_mean", "latents_std"))
     if scale <= 0:
         json.refuse("scaling_factor", "a number above 0 is expected")
+    if json.values.get("latents_mean") is None and json.values.get("latents_std") is None:
+        return LatentConfig(scale)
+    return read_moved_latent(json, scale, vae.latent_channels)
+
+
+def read_moved_latent(json: Settings, scale: float, channels: int) -> LatentConfig:
+    """Of a VAE whose latents have a mean and a deviation for each channel."""
+    if json.values.get("latents_mean") is None or json.values.get("latents_std") is None:
+        json.refuse("latents_mean", "it is expected together with latents_std, or neither of them")
+    mean = json.several("latents_mean", None, NUMBER, channels)
+    std = json.several("latents_std", None, NUMBER, channels)
     if any(n <= 0 for n in std):
         json.refuse("latents_std", "numbers above 0 are expected")
-    if bool(mean) != bool(std):
-        json.refuse("latents_mean", "it is expected together with latents_std, or neither of them")
-    return LatentConfig(scale, mean, std)
+    return LatentConfig(scale, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def read_tiny_vae(json: Settings) -> TinyVAEConfig:
     json.only(TINY_ONLY)
-    widths = json.integers("encoder_block_out_channels", (64,) * 4)
-    blocks = json.integers("num_encoder_blocks", (1, 3, 3, 3), DEEPEST)
+    widths = json.several("encoder_block_out_channels", (64,) * 4, WIDTH)
+    blocks = json.several("num_encoder_blocks", (1, 3, 3, 3), COUNT)
     if len(set(widths)) > 1 or len(widths) != len(blocks):
         json.refuse("encoder_block_out_channels", f"the same width on each of the {len(blocks)} levels is expected")
     for key, mirrored in (("decoder_block_out_channels", widths), ("num_decoder_blocks", blocks[::-1])):
-        if json.integers(key, mirrored) != mirrored:
+        if json.several(key, mirrored, WIDTH) != mirrored:
             json.refuse(key, f"{list(mirrored)}, the mirror of the encoder's, is expected")
-    cfg = TinyVAEConfig(widths[0], blocks, json.integer("latent_channels", 4), json.integer("in_channels", 3))
-    check_image_channels(json, cfg.image_channels)
-    return cfg
+    image_channels = json.one("in_channels", 3, WIDTH)
+    if json.one("out_channels", 3, WIDTH) != image_channels:
+        json.refuse("out_channels", f"as many as in_channels, {image_channels}, are expected")
+    return TinyVAEConfig(widths[0], blocks, json.one("latent_channels", 4, WIDTH), image_channels)
 
 
 def write_tiny_vae(cfg: TinyVAEConfig) -> dict:
@@ -269,7 +281,7 @@ def read_clip(json: Settings, projected: bool) -> CLIPConfig:
     fields = read_fields(json, CLIP_FIELDS)
     check_divides(json, "num_attention_heads", [fields["width"]], [fields["heads"]])
     quick_gelu = json.values.get("hidden_act", "quick_gelu") == "quick_gelu"
-    projection = json.integer("projection_dim", 512) if projected else 0
+    projection = json.one("projection_dim", 512, WIDTH) if projected else 0
     return CLIPConfig(**fields, quick_gelu=quick_gelu, projection=projection)
 
 
@@ -285,12 +297,3 @@ def write_clip(cfg: CLIPConfig) -> dict:
         pad_token_id=1,
         dtype="float32",  # or transformers would run it in the dtype of the file, beside a float32 UNet
     )
-
-
-def read_network(json: Settings) -> NetworkConfig:
-    """A network by its config.json alone, which names its class."""
-    architectures = str(json.values.get("architectures"))
-    if "CLIPTextModel" in architectures or json.values.get("model_type") == "clip_text_model":
-        return read_clip(json, "WithProjection" in architectures)
-    name = json.one_of("_class_name", ("UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"))
-    return read_unet(json) if name == "UNet2DConditionModel" else read_vae(json)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ldm.config import ModelConfig, NoiseConfig
 
-from ..disk.settings import Settings
+from ..disk.settings import Settings, among, whole
 from .diffusers_configs import VERSION
 
 LINEAR = (0.0001, 0.02, "linear")
@@ -42,8 +42,14 @@ SCHEDULERS = {
     "EDMEulerScheduler": Scheduler("euler", "karras"),
 }
 SPACINGS = ("leading", "linspace", "trailing")
-LAWS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+SPACING = among(SPACINGS)
+LAW = among(["linear", "scaled_linear", "squaredcos_cap_v2"])
+PREDICTION = among(PREDICTIONS)
+EDM_PREDICTION = among(["epsilon", "v_prediction"])
+KARRAS = among(["karras"])
+OFFSET = whole(0)
+TIMES = whole(2)
 NOISE_ONLY = {  # a scheduler's other settings say how to sample; these say how the network was trained
     "trained_betas": (None,),
     "timestep_type": ("discrete",),
@@ -57,17 +63,15 @@ def read_scheduler(json: Settings, name: str, has_sizes: bool) -> dict:
     network was trained, and is sampled by Euler's method. has_sizes: the model is of SDXL's kin."""
     json.only(NOISE_ONLY)
     scheduler = SCHEDULERS.get(name, EULER)
-    prediction = PREDICTIONS[json.one_of("prediction_type", PREDICTIONS, "epsilon")]
+    prediction = PREDICTIONS[json.one("prediction_type", "epsilon", PREDICTION)]
     if name.startswith("EDM"):
         noise = read_continuous_noise(json)
         offset = 1
-        schedule = json.one_of("sigma_schedule", ("karras",), "karras")
-        if prediction == "x0":
-            json.refuse("prediction_type", "an EDM model predicts 'epsilon' or 'v_prediction'")
+        schedule = "karras"
     else:
         noise = read_discrete_noise(json, scheduler.betas)
-        offset = json.integer("steps_offset", 0, least=0) if has_sizes else 1  # SD's pipelines insist on 1
-        schedule = json.one_of("timestep_spacing", SPACINGS, scheduler.spacing)
+        offset = json.one("steps_offset", 0, OFFSET) if has_sizes else 1  # SD's pipelines insist on 1
+        schedule = json.one("timestep_spacing", scheduler.spacing, SPACING)
         if json.flag("use_karras_sigmas"):
             schedule = "karras"
     return dict(prediction=prediction, noise=noise, sampler=scheduler.sampler, schedule=schedule, offset=offset)
@@ -78,8 +82,8 @@ def read_discrete_noise(json: Settings, usual: tuple[float, float, str]) -> Nois
     noise = NoiseConfig(
         beta_start=json.number("beta_start", start),
         beta_end=json.number("beta_end", end),
-        beta_law=json.one_of("beta_schedule", LAWS, law),
-        trained=json.integer("num_train_timesteps", 1000, least=2),
+        beta_law=json.one("beta_schedule", law, LAW),
+        trained=json.one("num_train_timesteps", 1000, TIMES),
         zero_snr=json.flag("rescale_betas_zero_snr"),
     )
     if not 0 < noise.beta_start <= noise.beta_end < 1:
@@ -88,6 +92,8 @@ def read_discrete_noise(json: Settings, usual: tuple[float, float, str]) -> Nois
 
 
 def read_continuous_noise(json: Settings) -> NoiseConfig:
+    json.one("sigma_schedule", "karras", KARRAS)
+    json.one("prediction_type", "epsilon", EDM_PREDICTION)
     noise = NoiseConfig(
         edm=True,
         sigma_min=json.number("sigma_min", 0.002),

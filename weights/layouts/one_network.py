@@ -13,14 +13,14 @@ from ldm.clip import CLIPText
 from ldm.config import CLIPConfig, UNetConfig
 from ldm.taesd import TinyVAE
 
-from ..checkpoint import PARTS, Network, Part
+from ..checkpoint import PARTS, Network, NetworkConfig, Part
 from ..disk.safetensors import Stored, read_header, read_stored
-from ..disk.settings import Settings, names_in
+from ..disk.settings import Settings, among, names_in
 from ..errors import CheckpointError, shown
 from . import overrides
 from .diffusers import INDEX
 from .diffusers import read_part as read_folder_part
-from .diffusers_configs import read_network
+from .diffusers_configs import read_clip, read_unet, read_vae
 from .landmarks import TITLES, describe_other, find_networks
 from .names import Section, pieces, strip_prefix
 from .shapes import sizes_of
@@ -127,3 +127,12 @@ def tensors_of(network: Network, section: Section) -> dict[str, Tensor]:
             tensor = tensor[:, :, None, None]
         joined[key] = tensor
     return joined
+
+
+def read_network(json: Settings) -> NetworkConfig:
+    """A network by its config.json alone, which names its class."""
+    architectures = str(json.values.get("architectures"))
+    if "CLIPTextModel" in architectures or json.values.get("model_type") == "clip_text_model":
+        return read_clip(json, "WithProjection" in architectures)
+    name = json.one("_class_name", None, among(["UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"]))
+    return read_unet(json) if name == "UNet2DConditionModel" else read_vae(json)

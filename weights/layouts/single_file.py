@@ -13,9 +13,10 @@ from torch import Tensor
 from ldm.config import MODELS, ModelConfig, TinyVAEConfig, VAEConfig
 from ldm.model import Model
 
-from ..checkpoint import TOKENS, Checkpoint, Part, check_fit
+from ..checkpoint import Checkpoint, Part, check_fit
 from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
 from ..errors import CheckpointError, listed
+from ..misfits import TOKENS
 from . import overrides, training
 from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, ema_key, strip_prefix
