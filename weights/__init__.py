@@ -18,10 +18,11 @@ What takes a source shares these arguments:
     source      a folder of diffusers' layout, a single .safetensors file, or a repository of the Hugging Face hub,
                 "owner/name" or "owner/name/file.safetensors"; for `load` also what `describe` returned.
     part        "unet", "vae", "text_encoder" or "text_encoder_2"; needed where a source has several.
-    dtype       of all networks. None takes that of the UNet's file for UNet and texts, and the VAE keeps its own. A VAE
-                that overflows in float16 (SDXL's and the x4 upscaler's, unless its config.json denies it) gets float32
-                in its place. "stored" leaves each tensor in the dtype of its file, to be saved again. On the CPU,
-                tensors that have the dtype in the file stay there until they are used: leave the files as they are.
+    dtype       of all networks. None takes that of the UNet's file for UNet and texts, and the VAE keeps its own; so
+                does a part that is read alone. A VAE that overflows in float16 (SDXL's and the x4 upscaler's, unless
+                its config.json denies it) gets float32 in its place. "stored" leaves each tensor in the dtype of its
+                file, to be saved again. On the CPU, tensors that have the dtype in the file stay there until they are
+                used: leave the files as they are.
     device      where the parameters go.
     variant     "fp16" takes the files named so.
     revision    a branch, tag or commit of the repository.

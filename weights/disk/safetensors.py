@@ -188,7 +188,7 @@ def misplaced(key: str, entries: Entries, reached: int, room: int) -> str:
 
 
 def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device) -> NamedTensors:
-    """Key and tensor, as `dtype` on `device`, of those entries of a checked file. What needs no conversion is a view of
+    """Key and tensor, as `dtype` on `device`, of these entries of a checked file. What needs no conversion is a view of
     the mapped file and takes memory only when it is used; do not change the file meanwhile. The rest is converted one
     tensor at a time. CheckpointError for a tensor that is not in FLOATS."""
     check_floats(Held(path, key, entry) for key, entry in entries.items())

@@ -187,7 +187,9 @@ def read_defaults(index: Settings, unet: UNetConfig, size: int, choices: Mapping
     elif unet.guidance_dim:
         steps, guidance = 4, 8.5  # LCM
     usual = dict(size=size, steps=steps, guidance=guidance)
-    return usual | own_defaults(index) if "_defaults" in index.values else usual
+    if "_defaults" in index.values:
+        return usual | own_defaults(index)
+    return usual
 
 
 def own_defaults(index: Settings) -> dict:
