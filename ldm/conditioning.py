@@ -20,6 +20,8 @@ from .model import Model
 
 @dataclass(frozen=True)
 class Conditioning:
+    """What the UNet is told of b prompts: context (b m d), and vector (b e), None for families without one."""
+
     context: Tensor
     vector: Tensor | None = None
 
@@ -40,8 +42,9 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Sizes:
-    """SDXL's micro-conditioning in pixels (arXiv 2307.01952): the size the training picture had, the (top, left)
-    corner of its crop, and the size asked for. The refiner takes an aesthetic score in place of the target."""
+    """SDXL's micro-conditioning (arXiv 2307.01952) in pixels. original: (height, width) of the training picture. crop:
+    the (top, left) corner of what was cut out of it. target: (height, width) asked for. aesthetic: the score
+    that the refiner takes in place of the target. base, refiner: the numbers in the order of the UNet's vector."""
 
     original: tuple[int, int]
     target: tuple[int, int]
@@ -75,7 +78,8 @@ def encode(model: Model, prompts: Sequence[str | None] | Conditioning, sizes: Si
 
 
 def check_conditioning(cond: Conditioning) -> Conditioning:
-    """The same. Raises ValueError if its parts do not fit together; how wide they must be the network knows."""
+    """The same Conditioning. Raises ValueError if the shapes of its parts do not fit together. The network checks their
+    widths."""
     vector = cond.vector
     if cond.context.ndim != 3 or (vector is not None and (vector.ndim != 2 or len(vector) != len(cond.context))):
         shapes = f"context {tuple(cond.context.shape)}"
@@ -86,7 +90,7 @@ def check_conditioning(cond: Conditioning) -> Conditioning:
 
 
 def as_sizes(name: str, sizes: Any) -> Sizes:
-    """Sizes. Raises TypeError, which names the argument, for anything but Sizes of whole numbers."""
+    """The same Sizes. Raises TypeError, which names the argument, for anything but Sizes of whole numbers."""
     wanted = "Sizes(original=(height, width), target=(height, width), crop=(top, left)) is expected, in whole pixels"
     if not isinstance(sizes, Sizes):
         raise TypeError(f"{name} {show(sizes)}: {wanted}")
@@ -108,11 +112,12 @@ def sdxl(features: list[TextFeatures], sizes: Sizes, vector_dim: int) -> Conditi
 
 
 def sdxl_refiner(features: list[TextFeatures], sizes: Sizes, vector_dim: int) -> Conditioning:
+    """The refiner has the second tower alone, and takes an aesthetic score in place of the target size."""
     return with_sizes(features, sizes.refiner(), vector_dim)
 
 
 def with_sizes(features: list[TextFeatures], numbers: tuple[float, ...], vector_dim: int) -> Conditioning:
-    context = torch.cat([f.hidden[-2] for f in features], dim=-1)  # (b 77 2048)
+    context = torch.cat([tower.hidden[-2] for tower in features], dim=-1)  # (b 77 2048)
     pooled = features[-1].pooled  # (b 1280)
     width = (vector_dim - pooled.shape[1]) // len(numbers)  # 256 in every published model
     embedded = ops.sinusoid(torch.tensor(numbers, device=pooled.device), width).flatten().to(pooled.dtype)
@@ -120,8 +125,7 @@ def with_sizes(features: list[TextFeatures], numbers: tuple[float, ...], vector_
 
 
 def with_zeros(context: Tensor, vector: Tensor, given: Tensor, pooled: int) -> Conditioning:
-    """SDXL's empty conditioning, where no prompt is given (b): zeros for the text, the first `pooled` numbers of the
-    vector included; sizes stay."""
+    """SDXL's empty conditioning where `given` (b) is False: zeros for context and the first `pooled` of vector."""
     text = torch.where(given[:, None], vector[:, :pooled], 0)
     return Conditioning(torch.where(given[:, None, None], context, 0), torch.cat([text, vector[:, pooled:]], dim=1))
 

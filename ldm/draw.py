@@ -25,7 +25,8 @@ def start(run: Plan, streams: Streams, noise: Tensor | None = None) -> Tensor:
 
 
 def given_noise(noise: Tensor, like: Tensor) -> Tensor:
-    """The caller's noise on the device of `like`; float64 if it is, else float32, for samplers keep their state so."""
+    """The caller's noise on the device of `like`, in float64 if it is that, else in float32: samplers keep x so. Raises
+    TypeError for what is no tensor of floats, ValueError for another shape than that of `like`."""
     if not isinstance(noise, Tensor) or not noise.is_floating_point():
         raise TypeError(f"noise of {kind_of(noise)}: a tensor of floats {tuple(like.shape)} is expected")
     if noise.shape != like.shape:
@@ -54,8 +55,8 @@ def draw(model: Model, network: Network | Guided, x: Tensor, run: Plan, streams:
 
 
 def let_watch(watch: Watch, step: Step) -> None:
-    """Call `watch` and write the tensor that it returns into step.x, which the sampler goes on from. None and truth
-    values mean nothing, for that is what progress bars return."""
+    """Call `watch` and write the tensor that it returns into step.x, from which the sampler goes on. None, True and
+    False change nothing, since progress bars return them. Raises TypeError for anything else."""
     if not callable(watch):
         raise TypeError(f"watch {show(watch)}: a function of a Step is expected")
     new = watch(step)
@@ -68,4 +69,5 @@ def let_watch(watch: Watch, step: Step) -> None:
 
 
 def kind_of(value: Any) -> str:
+    """A value in words for a message: dtype and shape of a tensor, the type of anything else."""
     return f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"

@@ -1,7 +1,7 @@
 """Guidance: functions from a network to a network.
 
-Before guidance a network is the UNet, or any network(x, t, context, vector) -> output; after it a network(x, t) ->
-output, or one whose strength depends on sigma (samplers.basics.Guided). Outputs are eps, v or x0.
+What goes in is the UNet, or any network(x, t, context, vector) -> output. What comes out is a network(x, t) -> output,
+or a samplers.basics.Guided, whose strength may depend on sigma. x and outputs are (b c h w); outputs are eps, v or x0.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from .conditioning import Conditioning
 
 UNetLike = Callable[..., Tensor]  # (x, t, context, vector) -> output
 Scale = Callable[[float], float]  # sigma -> the strength of guidance
-Make = Callable[[UNetLike, Conditioning, Conditioning], Network | Guided]
+Make = Callable[[UNetLike, Conditioning, Conditioning], Network | Guided]  # (network, cond, uncond) -> guided network
 Guidance = float | Sequence[float] | Scale | Make
 
 
@@ -35,22 +35,22 @@ class ClassifierFree:
     """
 
     def __init__(self, network: UNetLike, cond: Conditioning, uncond: Conditioning, scale: Scale):
-        self.given = condition(network, cond)
+        self.conditional = condition(network, cond)
         self.both = condition(network, Conditioning.cat(uncond, cond))
         self.scale = scale
 
     def at(self, sigma: float) -> Network:
         scale = self.scale(sigma)
-        return self.given if scale == 1 else lambda x, t: self.halves(x, t, scale)[0]
+        return self.conditional if scale == 1 else lambda x, t: self.guided_and_unguided(x, t, scale)[0]
 
     def pair_at(self, sigma: float) -> Network:
         """Both outputs that CFG++ needs (arXiv 2406.08070): with guidance and without the prompt, (2 b c h w)."""
         scale = self.scale(sigma)
-        return lambda x, t: torch.stack(self.halves(x, t, scale))
+        return lambda x, t: torch.stack(self.guided_and_unguided(x, t, scale))
 
-    def halves(self, x: Tensor, t: float, scale: float) -> tuple[Tensor, Tensor]:
-        without, given = self.both(torch.cat([x, x]), t).chunk(2)
-        return without + scale * (given - without), without
+    def guided_and_unguided(self, x: Tensor, t: float, scale: float) -> tuple[Tensor, Tensor]:
+        uncond, cond = self.both(torch.cat([x, x]), t).chunk(2)
+        return uncond + scale * (cond - uncond), uncond
 
 
 def classifier_free(
@@ -62,7 +62,7 @@ def classifier_free(
 
 
 def as_scale(scale: Any) -> Scale:
-    """A function of sigma, also of a number. Raises TypeError for anything else."""
+    """The strength as a function of sigma, constant for a number. Raises TypeError for anything else."""
     if callable(scale):
         return scale
     number = as_number(scale)
@@ -106,15 +106,15 @@ def guide_by(
 
 
 def checked_network(guidance: Make, made: Any) -> Network | Guided:
-    """What the function made. Raises TypeError if that cannot run."""
+    """What the caller's function made. Raises TypeError unless it is a network or Guided."""
     if not callable(made) and not callable(getattr(made, "at", None)):
         raise TypeError(f"guidance {show(guidance)} made {show(made)}: a network (x, t) -> output is expected")
     return made
 
 
 def checked_scale(guidance: Any, scale: Scale, off: float) -> Scale:
-    """The function, whose values mean what a number for the whole run means: at most `off` is no guidance, a scale of
-    1. Raises TypeError or ValueError for a value that is no number."""
+    """The function of sigma, with its values checked. A value of at most `off` becomes 1: it means no guidance, as one
+    number for the run does. The result raises TypeError for what is no number, ValueError if it is not finite."""
 
     def checked(sigma: float) -> float:
         found = scale(sigma)
@@ -131,7 +131,8 @@ def checked_scale(guidance: Any, scale: Scale, off: float) -> Scale:
 
 
 def one_per_step(guidance: Any, sigmas: Sequence[float]) -> Scale:
-    """A function of sigma from one number per step: that of the step which begins at the level or passes it."""
+    """A function of sigma from one number per step: the number of the step that begins at sigma or passes it. Raises
+    TypeError for what is no list of numbers, ValueError unless all are finite and as many as the steps."""
     try:
         scales = as_numbers(guidance)
     except TypeError:
@@ -143,7 +144,7 @@ def one_per_step(guidance: Any, sigmas: Sequence[float]) -> Scale:
     starts = [*sigmas[1:-1], -inf]  # the level at which each step but the first begins
 
     def scale(sigma: float) -> float:
-        step = sum(1 for start in starts if start >= sigma)
-        return scales[step]
+        begun = sum(1 for start in starts if start >= sigma)  # steps after the first that have begun at this level
+        return scales[begun]
 
     return scale

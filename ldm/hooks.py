@@ -27,7 +27,7 @@ from .ops import Attend
 GIGABYTE = 2**30
 SCORES = 2**24  # numbers of an attention map that are computed at a time: 64 MB in float32
 
-Keep = Callable[[str, dict[str, Any], Any], Any]
+Keep = Callable[[str, dict[str, Any], Any], Any]  # (path, inputs, output) -> what to store, or None
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def attention_maps(
     refuse_compiled(network)
     patterns = [layers] if isinstance(layers, str) else layers
     attends = find_attends(network, [f"{pattern}.attend" for pattern in patterns])
+    # A head that a layer does not have is refused now. Tokens can be checked only when a layer is called.
     for path, attend in attends.items():
         choose(heads, attend.heads, "head", path)
     advice = "choose fewer layers, heads or tokens"
@@ -103,6 +104,7 @@ def attention_maps(
 
 
 def find_attends(network: nn.Module, patterns: Sequence[str]) -> dict[str, Attend]:
+    """The `Attend` modules whose path fits a pattern, by path. Raises ValueError for a module of another class."""
     found: dict[str, Attend] = {}
     for path, layer in find_layers(network, patterns).items():
         if not isinstance(layer, Attend):
@@ -124,6 +126,7 @@ def choose(numbers: Sequence[int] | None, count: int, what: str, path: str) -> l
 
 
 def map_dtype(q: Tensor) -> torch.dtype:
+    """The dtype of an attention map: float32, or float64 if q is."""
     return torch.promote_types(q.dtype, torch.float32)
 
 
@@ -150,7 +153,7 @@ def attention_map(q: Tensor, k: Tensor, attend: Attend, heads: list[int], tokens
 
 
 def refuse_compiled(network: nn.Module) -> None:
-    """RuntimeError if the network or a part of it is compiled. Code compiled before a hook came passes it over.
+    """Raises RuntimeError if the network or a part of it is compiled: compiled code skips hooks that were added later.
 
     A compiled function or module around the network cannot be seen from here.
     """
@@ -181,7 +184,7 @@ def find_layers(network: nn.Module, patterns: str | Sequence[str]) -> dict[str, 
 
 
 def near_paths(pattern: str, paths: Mapping[str, nn.Module]) -> list[str]:
-    """Three paths, of those whose last names look most like the pattern; it has as many names as are compared."""
+    """Three paths whose last names look most like the pattern. As many names are compared as the pattern has."""
     count = len(pattern.split("."))
     by_ending: dict[str, str] = {}
     for path in paths:
@@ -192,7 +195,8 @@ def near_paths(pattern: str, paths: Mapping[str, nn.Module]) -> list[str]:
 
 @dataclass
 class Recorder:
-    """What one block keeps. used: bytes of all tensors that are kept; calls: of all layers, also those not kept."""
+    """What one `with` block keeps. keep: what to store of a call. limit: of bytes. advice: what to do beyond the limit,
+    for the message. used: bytes of all tensors stored so far. calls: how many so far, also those not stored."""
 
     keep: Keep
     limit: int
@@ -201,6 +205,7 @@ class Recorder:
     calls: int = 0
 
     def store(self, path: str, entries: list[Any], inputs: dict[str, Any], output: Any) -> None:
+        """Append to entries what is kept of one call. Raises MemoryError beyond the limit."""
         self.calls += 1
         value = self.keep(path, inputs, output)
         if value is None:
@@ -213,6 +218,8 @@ class Recorder:
 
 @contextmanager
 def record(layers: Mapping[str, nn.Module], recorder: Recorder) -> Generator[dict[str, list[Any]]]:
+    """Hooks on the layers during the `with` block: path -> what was stored of each call. Raises RuntimeError at its
+    end if no layer was called."""
     found: dict[str, list[Any]] = {path: [] for path in layers}
     handles = []
     try:
@@ -231,7 +238,7 @@ def record(layers: Mapping[str, nn.Module], recorder: Recorder) -> Generator[dic
 
 
 def make_hook(recorder: Recorder, path: str, entries: list[Any], layer: nn.Module) -> Callable[..., None]:
-    """A forward hook. It returns nothing, so the output stays as it is."""
+    """A forward hook that stores each call in entries. It returns nothing, so the output stays as it is."""
     signature = inspect.signature(layer.forward)
 
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -242,6 +249,7 @@ def make_hook(recorder: Recorder, path: str, entries: list[Any], layer: nn.Modul
 
 
 def check_limit(path: str, needed: int, limit: int, advice: str) -> None:
+    """Raises MemoryError if more bytes are needed than the limit."""
     if needed > limit:
         raise MemoryError(
             f"what is kept of {path} would bring the record to {needed / 1e6:.1f} MB, more than its limit of "
@@ -250,7 +258,7 @@ def check_limit(path: str, needed: int, limit: int, advice: str) -> None:
 
 
 def count_bytes(value: Any) -> int:
-    """Of the memory that the tensors inside hold; a view holds all of the tensor that it is a view of."""
+    """Bytes of memory that the tensors inside a value hold; a view holds all of the tensor that it is a view of."""
     if isinstance(value, Tensor):
         return value.untyped_storage().nbytes()
     if isinstance(value, Mapping):

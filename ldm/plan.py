@@ -18,15 +18,16 @@ from samplers.step import Noise, Step
 from .config import ModelConfig, NoiseConfig
 from .model import Model
 
-SamplerChoice = str | Sampler | Callable[..., Any]
-Options = Mapping[str, Any]
+SamplerChoice = str | Sampler | Callable[..., Any]  # a name, or (denoise, x, sigmas, noise, **options) -> Steps
+Options = Mapping[str, Any]  # of a sampler: name -> value
 
 
 @dataclass(frozen=True)
 class Plan:
-    """levels: those that the network was trained with. sigmas: the levels of the run, with its end; times: the time to
-    tell the network at each. sampler, options: what goes from level to level. start_std: the deviation of the noise
-    that the run begins with. guidance: the model's own, for this sampler."""
+    """levels: the noise levels that the network was trained with. sigmas: those that the run visits, decreasing, with
+    its end. times: sigma -> the time that the network is told, for each but the end. sampler, options: what goes from
+    level to level. start_std: the standard deviation of the noise that the run begins with. guidance: the model's usual
+    scale in the units of this sampler."""
 
     levels: Levels
     sigmas: list[float]
@@ -65,12 +66,13 @@ def find_sampler(sampler: SamplerChoice) -> Sampler:
 
 
 def as_sampler(sampler: Sampler | Callable[..., Any]) -> Sampler:
-    """A Sampler of a function: one of this package, or a partial of it, keeps the habits of its publisher. Raises
-    TypeError, which names the argument, for what cannot be one."""
+    """The function as a Sampler. A function of this package, or a partial of one, keeps the habits of its publisher.
+    Raises TypeError, which names the argument, for what cannot be called as a sampler."""
     if isinstance(sampler, Sampler):
         return sampler
     if not callable(sampler) or not has_room_for(sampler, 4):
         raise TypeError(f"sampler {show(sampler)}: give a name, or a function (denoise, x, sigmas, noise, **options)")
+    # A partial holds the function that it completes in `func`.
     for function in (sampler, getattr(sampler, "func", None)):
         for known in SAMPLERS.values():
             if known.run is function:
@@ -79,7 +81,7 @@ def as_sampler(sampler: Sampler | Callable[..., Any]) -> Sampler:
 
 
 def with_checked_steps(sampler: Callable[..., Any]) -> Callable[..., Iterator[Step]]:
-    """The same sampler, with a TypeError that names it for what is no Step."""
+    """The same sampler, checked as it runs: it raises TypeError, which names the sampler, if it yields no Steps."""
 
     @wraps(sampler)
     def run(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise, **options: Any) -> Iterator[Step]:
@@ -113,10 +115,8 @@ class Defaults(TypedDict):
 
 
 def defaults(facts: ModelConfig, sampler: str | None = None) -> Defaults:
-    """What text_to_image takes for each argument that is None, where this sampler is asked for.
-
-    A sampler may be made for a schedule. Raises ValueError for an unknown sampler.
-    """
+    """What text_to_image takes for each argument that is None, if it is called with this sampler. The schedule is the
+    sampler's, if it is made for one, else the model's. Raises ValueError for an unknown sampler."""
     name = find(sampler or facts.sampler)
     chosen = SAMPLERS[name]
     return Defaults(

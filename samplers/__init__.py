@@ -54,15 +54,15 @@ class Sampler:
     run: Callable[..., Iterator[Step]]  # with its defaults bound
     paper: str = ""  # arXiv number, or the program that published it
     label: str = ""  # A1111's name
-    names: tuple[str, ...] = ()  # of other programs, where `find` cannot tell
+    names: tuple[str, ...] = ()  # other programs' names, where `plain` does not reduce them to this one
     convention: Convention = EXACT  # how a schedule becomes levels
-    schedule: str = ""  # that it is made for, rather than the model's
-    path: Callable[[Streams, list[float]], Noise] | None = None  # makes what it draws from; None: the streams
+    schedule: str = ""  # the one that it is made for; "": the model's
+    path: Callable[[Streams, list[float]], Noise] | None = None  # makes its source of noise; None: the streams are it
     stochastic: bool = False  # it draws with its defaults, or with eta
     guidance: Scale = USUAL  # what its guidance scale means
 
     def noise(self, streams: Streams, sigmas: list[float]) -> Noise:
-        """What it draws from in a run over these levels."""
+        """The source of noise for a run over these levels."""
         return self.path(streams, sigmas) if self.path else streams
 
 
@@ -188,7 +188,7 @@ SAMPLERS = {
 
 
 def plain(name: str) -> str:
-    """A name as `find` compares it: "DPM++ 2M SDE", "k_dpmpp_2m_sde" and "dpmpp_2m_sde_gpu" are all dpmpp2msde."""
+    """A name as `find` compares names: "DPM++ 2M SDE", "k_dpmpp_2m_sde" and "dpmpp_2m_sde_gpu" are all dpmpp2msde."""
     name = name.strip().casefold().replace("++", "pp")
     for prefix in ("k_", "sample_"):
         name = name.removeprefix(prefix)
@@ -200,7 +200,7 @@ def plain(name: str) -> str:
 def find(name: str) -> str:
     """The name in SAMPLERS of a sampler by any name that diffusers, A1111, ComfyUI or k-diffusion has for it.
 
-    Raises ValueError, in one line that lists what comes near; TypeError for what is no name.
+    Raises ValueError for an unknown name, in one line that lists similar ones; TypeError for what is no string.
     """
     if not isinstance(name, str):
         raise TypeError(f"sampler {name!r}: a name is expected")

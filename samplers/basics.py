@@ -68,7 +68,7 @@ class NoiseTable:
 
 @dataclass(frozen=True)
 class EDM:
-    """Continuous noise levels (arXiv 2206.00364): the time of a level is a quarter of its logarithm."""
+    """Continuous noise levels (arXiv 2206.00364), for data of standard deviation sigma_data: t = log(sigma) / 4."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -94,20 +94,20 @@ Levels = NoiseTable | EDM
 
 # From a network to a denoiser
 
-Denoise = Callable[[Tensor, float], Tensor]
+Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) -> x0, the clean estimate, both (b c h w)
 Network = Callable[[Tensor, float], Tensor]  # (x at unit variance, t) -> "eps", "v" or "x0"
 
 
 @runtime_checkable
 class Guided(Protocol):
-    """A network with guidance, whose strength may depend on sigma."""
+    """A network with guidance. The strength of the guidance may depend on sigma."""
 
     def at(self, sigma: float) -> Network:
         """The network at that noise level."""
         ...
 
     def pair_at(self, sigma: float) -> Network:
-        """The same, with both outputs, with guidance and without the prompt: (2 b c h w)."""
+        """The network at that noise level with two outputs: with guidance, then without the prompt, (2 b c h w)."""
         ...
 
 
@@ -115,8 +115,8 @@ class Guided(Protocol):
 class Denoiser:
     """denoise(x, sigma) = x0 from network(x, t) -> output, which is "eps", "v" or "x0".
 
-    times: the time to tell for a sigma where levels.t(sigma) is not wanted; schedules.choose gives them. The network
-    runs in its own dtype; x and x0 keep theirs. A Guided network runs as network.at(sigma).
+    times: sigma -> the time that the network is told, as schedules.choose gives them; levels.t(sigma) for any other
+    sigma. x and x0 keep their dtype, whatever that of the output. A Guided network runs as network.at(sigma).
     """
 
     network: Any  # a Network, or Guided
@@ -129,8 +129,8 @@ class Denoiser:
         return self.estimate(at(sigma) if at else self.network, x, sigma)
 
     def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """The estimates with guidance and without the prompt, as CFG++ needs them. A network without guidance makes
-        one that serves as both."""
+        """(x0 with guidance, x0 without the prompt), as CFG++ needs them. Of a network without guidance both are the
+        same tensor."""
         if isinstance(self.network, Guided):
             guided, unguided = self.estimate(self.network.pair_at(sigma), x, sigma)
             return guided, unguided
@@ -190,7 +190,7 @@ class Streams:
         return torch.stack(pictures).to(self.device)
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
-        """As samplers ask for it; white noise does not depend on the levels of the step."""
+        """The noise of a step, as samplers ask for it: `draw`, since white noise does not depend on the levels."""
         return self.draw()
 
 

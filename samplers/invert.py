@@ -17,21 +17,26 @@ from .step import Step, Steps
 def shifted_times(times: Mapping[float, float], sigmas: list[float]) -> dict[float, float]:
     """Times for `denoiser` with which euler on ascending sigmas is DDIM inversion as published (arXiv 2010.02502).
 
-    It evaluates the network at the time of the level that a step goes to, since the step back will start there.
-    times: those of all sigmas, but the first may be missing.
+    That evaluates the network at the time of the level that a step goes to, since the step back will start there.
+    times: sigma -> time, for all `sigmas` but the first.
     """
     return {sigma: times[higher] for sigma, higher in pairwise(sigmas)}
 
 
 def invert(
-    sampler: Callable, denoise: Denoise, x: Tensor, sigmas: list[float], tolerance: float = 2e-6, rounds: int = 200
+    sampler: Callable[..., Steps],
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: list[float],
+    tolerance: float = 2e-6,
+    rounds: int = 200,
 ) -> Steps:
     """Run a one-step deterministic sampler (euler, heun, dpm_2) backwards, exactly: it leads back to x.
 
     A step down is x = F(y). Its start y is a fixed point of y + x - F(y), found by iteration (AIDI, arXiv 2309.04907),
-    one evaluation of the step per round; it contracts the better, the smaller the steps. sigmas: ascending, from above
-    0. Every picture's step leads back within tolerance * max|x|; float64 allows 1e-14. Yields a Step as samplers do.
-    Raises ArithmeticError if a step does not converge in `rounds`.
+    one evaluation of the step per round; it converges faster for smaller steps. sigmas: ascending, the first above 0.
+    tolerance: every picture's step leads back to within tolerance * max|x|; float64 allows 1e-14. Yields a Step as
+    samplers do. Raises ArithmeticError if a step does not converge in `rounds`.
     """
     for i, (sigma, higher) in enumerate(pairwise(sigmas)):
         y = x

@@ -49,8 +49,9 @@ def dpmpp(
     """DPM-Solver++ multistep of order 1 to 3, ODE and SDE (arXiv 2211.01095); first order into sigma 0.
 
     second: a rule of coefficients. The paper has "midpoint"; "exact" is known as "heun".
-    eta: how much of the reverse SDE's noise; 0 is the ODE and draws nothing.
-    short: with fewer steps the last is of first order and the one before of second, as published; k-diffusion has 0.
+    eta: how much of the reverse SDE's noise; 0 is the ODE and draws nothing. s_noise: scales the noise.
+    short: in a run of fewer steps the last is of first order and the one before of second, as published; k-diffusion
+    has 0. Raises ValueError for another order or rule.
     """
     check_order(order, 3)
     x0s = []  # newest first
@@ -74,7 +75,7 @@ def dpmpp_3m(
     s_noise: float = 1.0,
     short: float = 15,
 ) -> Steps:
-    """DPM-Solver++(3M), of order 3. As every program has it, of order 2: published.dpmpp_3m."""
+    """DPM-Solver++(3M) of order 3. The form that all programs have is of order 2: published.dpmpp_3m."""
     return dpmpp(denoise, x, sigmas, noise, order=3, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
@@ -89,7 +90,7 @@ def dpmpp_2m_sde(
     s_noise: float = 1.0,
     short: float = 0,
 ) -> Steps:
-    """k-diffusion's; second="exact" is its "heun"."""
+    """DPM++ 2M SDE with k-diffusion's defaults; second="exact" is its "heun"."""
     return dpmpp(denoise, x, sigmas, noise, order=2, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
@@ -104,7 +105,8 @@ def dpmpp_3m_sde(
     s_noise: float = 1.0,
     short: float = 0,
 ) -> Steps:
-    """k-diffusion's, whose third moment is that of published.dpmpp_3m_sde."""
+    """DPM++ 3M SDE with k-diffusion's defaults and the exact third moment. k-diffusion has half of it:
+    published.dpmpp_3m_sde."""
     return dpmpp(denoise, x, sigmas, noise, order=3, second=second, eta=eta, s_noise=s_noise, short=short)
 
 
@@ -116,7 +118,7 @@ def res_multistep(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = No
 def res_multistep_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Steps:
-    """RES to the level below, then noise."""
+    """RES to a level below sigma_next, then noise up to it: see coefficients.ancestral."""
     previous = x
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -141,7 +143,7 @@ def dpm_solver(
     eta: float = 0.0,
     short: float = 15,
 ) -> Steps:
-    """DPM-Solver multistep of order 1 to 3, which integrates the slope (arXiv 2206.00927); options as in dpmpp."""
+    """DPM-Solver multistep of order 1 to 3, which integrates slopes (arXiv 2206.00927); options as in dpmpp."""
     check_order(order, 3)
     slopes = []
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -175,7 +177,8 @@ def er_sde(
 ) -> Steps:
     """ER-SDE-Solver (arXiv 2309.06169): reverse SDEs whose noise is set by a function of sigma, here `scale`.
 
-    scale(sigma) = sigma has no noise. points: of the numerical integration in er_moments. moments: in its place.
+    scale(sigma) = sigma has no noise. points: how many er_moments integrates over. moments: a function in its place.
+    s_noise: scales the noise. Raises ValueError for another order.
     """
     check_order(order, 3)
     scale = scale or er_scale
@@ -194,7 +197,7 @@ def er_sde(
 
 
 def er_scale(sigma: float) -> float:
-    """The paper's choice for pictures."""
+    """The paper's `scale` for pictures."""
     return sigma * (exp(sigma**0.3) + 10)
 
 

@@ -45,10 +45,12 @@ class BrownianTree:
         self.device = device
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
-        """Unit Gaussian of the step from sigma to sigma_next: (b c h w) float32. ValueError outside the range."""
-        a, b = sorted((sigma, sigma_next))
-        increment = torch.stack([path.increment(a, b) for path in self.paths])
-        return (increment * (1 if sigma < sigma_next else -1) / sqrt(b - a)).to(self.device)
+        """Unit Gaussian of the step from sigma to sigma_next, (b c h w) float32. ValueError outside the range."""
+        low, high = sorted((sigma, sigma_next))
+        increment = torch.stack([path.increment(low, high) for path in self.paths])
+        if sigma_next < sigma:
+            increment = -increment
+        return (increment / sqrt(high - low)).to(self.device)
 
 
 class Node(NamedTuple):
@@ -66,6 +68,8 @@ class BrownianPath:
     The range is halved again and again; what the left half gains, given the gain of the whole, is Gaussian (a Brownian
     bridge), drawn from a seed that belongs to the place in the tree. Points are rounded to 6 digits, so the halving
     ends.
+
+    seed: of the picture. shape: of the picture, (c h w). start, end: the range, the smallest and the largest level.
     """
 
     def __init__(self, seed: int, shape: Sequence[int], start: float, end: float):
@@ -79,7 +83,7 @@ class BrownianPath:
         self.used: dict[tuple[int, int], Tensor] = {}
 
     def increment(self, a: float, b: float) -> Tensor:
-        """W(b) - W(a) for a < b. Raises ValueError outside the range."""
+        """W(b) - W(a) for a < b: (c h w) float32. Raises ValueError outside the range."""
         a = round(a, 6)
         b = round(b, 6)
         low = self.whole.left
@@ -116,5 +120,6 @@ class BrownianPath:
         return self.used[node.place]
 
     def draw(self, place: tuple[int, int] | tuple[()] = ()) -> Tensor:
+        """The unit Gaussian (c h w) that belongs to a place in the tree; () is the gain over the whole range."""
         seed = SeedSequence(self.seed, spawn_key=place, pool_size=24).generate_state(1)[0]
         return torch.randn(self.shape, generator=self.generator.manual_seed(int(seed)), dtype=torch.float32)

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 
 from .step import churn
 
-# What the options of several samplers may be, where any number would not do.
+# (lowest, highest) of the options that may not be any number.
 RANGES = {
     **dict.fromkeys(
         ("eta", "s_churn", "s_noise", "s_tmin", "s_tmax", "short", "low", "high", "end", "tau"), (0.0, inf)
@@ -50,23 +50,24 @@ def parameters_of(sampler: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def hands_on(sampler: Callable[..., Any]) -> bool:
-    """It takes more options than it names; those of this package hand them on to step.churn."""
+    """Whether a sampler takes **options. Those of this package hand them on to step.churn."""
     return any(p.kind == Parameter.VAR_KEYWORD for p in signature(sampler).parameters.values())
 
 
 def is_open(sampler: Callable[..., Any]) -> bool:
-    """A function of somebody's own that takes more options than it names: any may be right."""
+    """Whether any option may be right: for a function from outside this package that takes **options."""
     return hands_on(sampler) and not is_of_this_package(sampler)
 
 
 def is_of_this_package(sampler: Callable[..., Any]) -> bool:
+    """Whether a sampler, or the function inside a wrapper or a partial, was defined in this package."""
     inner = unwrap(sampler)
     inner = getattr(inner, "func", inner)  # of a partial
     return str(getattr(inner, "__module__", "")).startswith("samplers.")
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function can be called with so many arguments and no more; yes for one that does not tell."""
+    """Whether a function can be called with exactly `count` arguments; True if it has no signature to read."""
     try:
         signature(function).bind(*range(count))
     except TypeError:
@@ -77,7 +78,7 @@ def takes(function: Callable[..., Any], count: int) -> bool:
 
 
 def has_room_for(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function takes so many arguments, and perhaps needs more; yes for one that does not tell."""
+    """Whether a function takes `count` arguments, and perhaps needs more; True if it has no signature to read."""
     try:
         signature(function).bind_partial(*range(count))
     except TypeError:
@@ -103,36 +104,42 @@ def check_options(sampler: Callable[..., Any], options: Mapping[str, Any]) -> No
 
 
 def kinds_of(parameter: Parameter) -> tuple[Any, ...]:
-    """The kinds of value that an option may have, by its type or else by its default; none if any may be right."""
+    """The types that an option may have: those of its annotation, else that of its default; () if any may be right."""
     kind = parameter.annotation
     if get_origin(kind) in (Union, UnionType):
         return get_args(kind)
     if kind is not Parameter.empty and not isinstance(kind, str):
         return (kind,)
     kind = type(parameter.default)
+    # Without an annotation a default of 2 may stand for any number.
     if kind is int:
         return (float,)
     return (kind,) if kind in (float, bool, str) else ()
 
 
 def check_kind(name: str, value: Any, kinds: Sequence[Any]) -> None:
+    """Raises TypeError for a value of none of these kinds."""
     if kinds and not any(is_of_kind(value, kind) for kind in kinds):
         words = [KINDS.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind))) for kind in kinds]
         raise TypeError(f"option {name}={show(value)}: {' or '.join(words)} is expected")
 
 
 def is_of_kind(value: Any, kind: Any) -> bool:
+    """isinstance for annotations such as Callable[...] or Sequence[float]; True for one that is no class."""
     kind = get_origin(kind) or kind
     if kind is Callable:
         return callable(value)
-    if kind is float or kind is int:
-        return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is Sequence:
         return isinstance(value, Sequence) and not isinstance(value, str | bytes)
     return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def check_range(name: str, value: Real) -> None:
+    """Raises ValueError for a number that the option of this name may not be."""
     number = float(value)
     if isnan(number) or not (isfinite(number) or name in MAY_BE_INFINITE):
         raise ValueError(f"option {name}={value}: must be a finite number")
@@ -159,11 +166,11 @@ def as_number(value: Any) -> float:
         raise TypeError(f"{show(value)}: a number is expected")
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):  # of numpy and torch for several elements, or none
+    except (TypeError, ValueError, RuntimeError):  # numpy and torch raise these for several elements or none
         raise TypeError(f"{show(value)}: a number is expected") from None
 
 
 def show(value: Any) -> str:
-    """A value for a message of one line, the middle of a long one left out."""
+    """A value in one line for a message; the middle of a long one is left out."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 120 else f"{text[:80]} ... {text[-30:]}"

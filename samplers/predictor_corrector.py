@@ -31,7 +31,8 @@ def uni_pc(
     """UniPC (arXiv 2302.04867) of x0, order 1 to 3: sa_solver without noise that corrects with one estimate more.
 
     variant: B(h) of the paper, "bh1" is h and "bh2" 1 - exp(-h). Steps with two estimates take B / 2 for their second
-    moment; no others depend on it. end: the level to stop at in place of a last 0; ComfyUI and A1111 have 0.001.
+    moment; no others depend on it. end: the level to stop at in place of a last 0; ComfyUI and A1111 have 0.001. short:
+    as in sa_solver. Raises ValueError for another order.
     """
     check_order(order, 3)
     sigmas = [*sigmas[:-1], sigmas[-1] or end]
@@ -41,8 +42,8 @@ def uni_pc(
 
 
 class Predicted(NamedTuple):
-    """A step as it was predicted: where it started, the noise that it added (None for none), eta of its SDE, and where
-    it ended."""
+    """A step as it was predicted: where it started, the noise that it added (None for none), the eta of its
+    SDE, and where it ended."""
 
     start: Tensor
     noise: Tensor | None
@@ -69,7 +70,8 @@ def sa_solver(
     tau: how much noise, a number or a function of sigma; 0 solves the ODE and draws nothing, 1 is the trained process.
     second: a rule of coefficients; diffusers has "bh1", ComfyUI "exact".
     pece: estimate again after each correction, which doubles the evaluations.
-    short: runs of fewer steps come down to the first order at their end, as published: all of them. 0: none does.
+    s_noise: scales the noise that is added.
+    short: a run of fewer steps comes down to the first order in its last steps. As published, every run does; 0: none.
     """
     x0s = []  # newest first
     last = Predicted(x, None, 0.0, x)
@@ -95,7 +97,7 @@ def sa_solver(
 
 
 def corrector_estimates(sigmas: Sigmas, i: int, corrector: int, short: float) -> int:
-    """How many estimates correct the step that led to level i; 0 where there is none, or one of no length."""
+    """How many estimates correct the step that led to level i; 0 if no step led there, or one of no length."""
     if i == 0 or not sigmas[i] < sigmas[i - 1]:
         return 0
     steps = len(sigmas) - 1
@@ -112,5 +114,6 @@ def correct(last: Predicted, sigmas: Sigmas, i: int, x0s: Sequence[Tensor], coun
 
 def authors_tau(sigma: float) -> float:
     """tau of SA-Solver's authors: all of the noise at times 200 to 800 of Stable Diffusion's table, none beyond."""
-    below_200, above_800 = 0.5704758763313293, 5.122731685638428  # levels at times 199.5 and 800.5
-    return 1.0 if below_200 < sigma < above_800 else 0.0
+    lowest = 0.5704758763313293  # the level at time 199.5
+    highest = 5.122731685638428  # at time 800.5
+    return 1.0 if lowest < sigma < highest else 0.0

@@ -24,11 +24,12 @@ def singlestep(
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Steps:
-    """DPM-Solver++ singlestep of order 1 to 3 (arXiv 2211.01095): blocks of `order` of the steps given.
+    """DPM-Solver++ singlestep of order 1 to 3 (arXiv 2211.01095): the steps are taken in blocks of `order`.
 
     Every step of a block starts where the block did, with all estimates since. A step into 0 is a block of its own.
     second: the rule for two estimates. "midpoint" is the paper's, which also leaves out the middle one of three;
-    "exact" is "heun". third: the rule for the third step of a block. eta: as in multistep.dpmpp.
+    "exact" is known as "heun". third: the rule for the third step of a block. eta, s_noise: as in multistep.dpmpp.
+    Raises ValueError for another order or rule.
     """
     check_order(order, 3)
     start = x
@@ -57,7 +58,8 @@ def dpm_fast(
 ) -> Steps:
     """DPM-Solver-fast (arXiv 2206.00927): as many evaluations as `sigmas` has steps, in blocks of order 3.
 
-    Of `sigmas` only the ends count: the blocks are equal in lambda, down to the smallest level above 0.
+    Of `sigmas` only the ends count: the blocks are equal in lambda, down to the smallest level above 0. Yields a Step
+    for each block. eta, s_noise: as in sde.
     """
     top = sigmas[0]
     bottom = min(sigma for sigma in sigmas if sigma > 0)
@@ -79,7 +81,7 @@ def orders_of_blocks(count: int) -> list[int]:
 
 
 def noise_above(sigma_down: float, sigma_next: float, eta: float) -> float:
-    """The deviation of the noise that leads from sigma_down up to sigma_next; none without eta."""
+    """The standard deviation of the noise that leads from sigma_down up to sigma_next; 0 without eta."""
     return sqrt(sigma_next**2 - sigma_down**2) if eta else 0.0
 
 
@@ -100,11 +102,12 @@ def dpm_adaptive(
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Steps:
-    """DPM-Solver-12 or -23 (arXiv 2206.00927): steps as long as two orders agree within the tolerances.
+    """DPM-Solver-12 or -23 (arXiv 2206.00927): each step as long as two orders differ by less than rtol and atol.
 
-    Of `sigmas` only the ends count, the lower one being the smallest level above 0. The step is one for the whole
-    batch, and choosing it waits for the device: the only sampler that does. The coefficients are those of a PID
-    controller of the logarithm of the step.
+    Of `sigmas` only the ends count, the lower one being the smallest level above 0. All pictures of a batch take the
+    same steps, and choosing one waits for the device: the only sampler that does. h_init: length of the first step in
+    lambda. pcoeff, icoeff, dcoeff: of a PID controller of the logarithm of the length. accept_safety: a step is taken
+    again if the controller multiplies its length by less. Raises ValueError for another order than 2 (-12) or 3 (-23).
     """
     check_order(order, 3, lowest=2)
     sigma = sigmas[0]
@@ -129,7 +132,8 @@ def dpm_adaptive(
 
 
 class PID:
-    """A controller of the length h of steps in lambda, by their errors; order: of the method, which sets its powers."""
+    """A controller of the length h of steps in lambda, by their errors. coefficients: (p, i, d). order: of the method,
+    by which its powers are divided. safety: the factor of h below which a step is refused."""
 
     def __init__(self, h: float, coefficients: tuple[float, float, float], order: float, safety: float):
         p, i, d = coefficients
@@ -139,7 +143,7 @@ class PID:
         self.agreements: list[float] = []  # inverse errors, newest first
 
     def accepts(self, error: float) -> bool:
-        """Change h by the error of a step; whether the step is taken."""
+        """Change h by the error of a step, 1 at the tolerance. True if the step is to be taken, False if again."""
         agreement = 1 / (error + 1e-8)
         self.agreements = [agreement, *self.agreements[1:]] if self.agreements else [agreement] * 3
         factor = 1 + atan(prod(a**power for a, power in zip(self.agreements, self.powers)) - 1)
@@ -153,8 +157,9 @@ class PID:
 def look_ahead(
     denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, sigma_next: float, order: int
 ) -> tuple[Tensor, Tensor]:
-    """One step of DPM-Solver-1, -2 or -3 (arXiv 2206.00927, algorithms 1, 4, 5): its end, and one of an order less."""
-    first = [(x - x0) / sigma]
+    """x at the end of one step of DPM-Solver-1, -2 or -3 (arXiv 2206.00927, algorithms 1, 4, 5), and the same by the
+    method of one order less; for order 1 that is x where it started."""
+    first = [(x - x0) / sigma]  # slopes
 
     def end(slopes: list[Tensor], nodes: list[float], level: float, second: str = "exact") -> Tensor:
         return weighted([1.0, *slope_weights(sigma, level, nodes, second)], [x, *slopes])
@@ -162,18 +167,18 @@ def look_ahead(
     def slope(y: Tensor, level: float) -> Tensor:
         return (y - denoise(y, level)) / level
 
-    one = end(first, [0.0], sigma_next)
+    end_1 = end(first, [0.0], sigma_next)
     if order == 1:
-        return one, x
+        return end_1, x
     share = 1 / 2 if order == 2 else 1 / 3
     middle = sigma ** (1 - share) * sigma_next**share
     second = [*first, slope(end(first, [0.0], middle), middle)]
-    two = end(second, [0.0, share], sigma_next, "midpoint")
+    end_2 = end(second, [0.0, share], sigma_next, "midpoint")
     if order == 2:
-        return two, one
+        return end_2, end_1
     level = sigma ** (1 / 3) * sigma_next ** (2 / 3)
     third = [*first, slope(end(second, [0.0, 1 / 2], level), level)]
-    return end(third, [0.0, 2 / 3], sigma_next), two
+    return end(third, [0.0, 2 / 3], sigma_next), end_2
 
 
 def seeds_2(
@@ -215,7 +220,8 @@ def seeds_3(
     r1: float = 1 / 3,
     r2: float = 2 / 3,
 ) -> Steps:
-    """SEEDS-3 (arXiv 2305.14267): estimates at shares r1 and r2 of the step, on one path of noise; no exact third."""
+    """SEEDS-3 (arXiv 2305.14267): estimates at shares r1 and r2 of the step, on one path of noise. The last formula
+    takes the first and the third of the three estimates."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if sigma_next > 0:
@@ -234,7 +240,8 @@ def seeds_3(
 
 
 def path_noise(path: Tensor | float, sigma: float, sigma_next: float, eta: float, noise: Noise) -> Tensor | float:
-    """The noise of a step at sigma_next, in units of the level, from what it was at sigma; 0.0 where it begins."""
+    """The noise that a step has gathered at sigma_next, in units of that level. path: what it had gathered at sigma, in
+    units of sigma; 0.0 where the step begins."""
     if eta == 0 or sigma_next == sigma:
         return path
     kept = (sigma_next / sigma) ** eta * path

@@ -11,9 +11,10 @@ Noise = Callable[[float, float], Tensor] | None  # (sigma, sigma_next) -> a unit
 
 
 class Step(NamedTuple):
-    """Step i left noise level sigma: x is the new noisy picture, x0 the clean estimate that led there (b c h w).
+    """Step i began at noise level sigma. x is the noisy picture at its end, x0 the clean estimate that led there, both
+    (b c h w).
 
-    Who runs a sampler may write into x before the next step: the sampler goes on from what it then holds.
+    The caller of a sampler may write into x before the next step: the sampler goes on from what x then holds.
     """
 
     i: int
@@ -26,7 +27,8 @@ Steps = Iterator[Step]  # what a sampler is
 
 
 def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of weights[k] * tensors[k], with one pass over memory for each."""
+    """The sum of weights[k] * tensors[k], in one pass over memory for each k. Tensors beyond the last weight are left
+    out."""
     total = tensors[0] * weights[0]
     for weight, tensor in zip(weights[1:], tensors[1:]):
         total = total.add_(tensor, alpha=weight)  # in place: nobody else holds it
@@ -34,7 +36,7 @@ def weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
 
 
 def renoise(x: Tensor, std: float, noise: Noise, sigma: float, sigma_next: float) -> Tensor:
-    """x with new noise of deviation `std`; 0 draws nothing. Raises ValueError without a source of noise."""
+    """x with new noise of standard deviation `std`; 0 draws nothing. Raises ValueError without a source of noise."""
     if std == 0:
         return x
     return x.add(draw(noise, sigma, sigma_next), alpha=std)
@@ -58,10 +60,10 @@ def churn(
     s_tmax: float = inf,
     s_noise: float = 1.0,
 ) -> tuple[Tensor, float]:
-    """x with new noise, and the higher level that it is then at (arXiv 2206.00364, algorithm 2).
+    """x with new noise, and the higher level at which it then is (arXiv 2206.00364, algorithm 2).
 
-    s_churn: how much, shared among the steps. s_tmin, s_tmax: the levels between which noise is added. s_noise: its
-    deviation, 1 for as much as the level rises.
+    s_churn: how much in all, shared among the `steps`. s_tmin, s_tmax: the levels between which noise is added.
+    s_noise: scales the noise; with 1 it is as much as the level rises. Raises ValueError without a source of noise.
     """
     if s_churn == 0 or not s_tmin <= sigma <= s_tmax:
         return x, sigma

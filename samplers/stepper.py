@@ -3,44 +3,17 @@
 stepper = Stepper(euler, x, sigmas)
 while not stepper.done:
     stepper.step(denoise(stepper.x, stepper.sigma))
-picture = stepper.x
+latents = stepper.x
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from .step import Step
+from .step import Noise, Step, Steps
 
-
-class Unanswered(Exception):
-    """The sampler asks for an estimate that it has no answer to yet."""
-
-
-Answer = Tensor | tuple[Tensor, Tensor]
-
-
-class Answers:
-    """The denoiser of a replay: it repeats the answers so far, then leaves the open question with the stepper."""
-
-    def __init__(self, stepper: "Stepper"):
-        self.stepper = stepper
-        self.left = iter(stepper.answers)
-
-    def ask(self, x: Tensor, sigma: float) -> Answer:
-        for answer in self.left:
-            return answer
-        self.stepper.x = x
-        self.stepper.sigma = sigma
-        raise Unanswered
-
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        answer = self.ask(x, sigma)
-        return answer if isinstance(answer, Tensor) else answer[0]
-
-    def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        answer = self.ask(x, sigma)
-        return (answer, answer) if isinstance(answer, Tensor) else answer
+Answer = Tensor | tuple[Tensor, Tensor]  # x0, or for CFG++ (x0 with guidance, x0 without the prompt)
 
 
 class Stepper:
@@ -55,7 +28,9 @@ class Stepper:
     # for every answer, on the answers and the noise recorded so far: no threads, and right for every sampler, at the
     # price of their memory and of arithmetic that grows with the square of the steps. The network is never run again.
 
-    def __init__(self, sampler: Callable, x: Tensor, sigmas: list[float], noise: Callable | None = None, **options):
+    def __init__(
+        self, sampler: Callable[..., Steps], x: Tensor, sigmas: list[float], noise: Noise = None, **options: Any
+    ):
         self.sampler = sampler
         self.start = x
         self.sigmas = sigmas
@@ -96,3 +71,31 @@ class Stepper:
         self.x = self.steps[-1].x if self.steps else self.start
         self.sigma = None
         self.done = True
+
+
+class Answers:
+    """The denoiser of a replay: it repeats the answers so far, then leaves the open question with the stepper."""
+
+    def __init__(self, stepper: Stepper):
+        self.stepper = stepper
+        self.left = iter(stepper.answers)
+
+    def ask(self, x: Tensor, sigma: float) -> Answer:
+        """The next answer. Raises Unanswered if there is none yet."""
+        for answer in self.left:
+            return answer
+        self.stepper.x = x
+        self.stepper.sigma = sigma
+        raise Unanswered
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        answer = self.ask(x, sigma)
+        return answer if isinstance(answer, Tensor) else answer[0]
+
+    def pair(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        answer = self.ask(x, sigma)
+        return (answer, answer) if isinstance(answer, Tensor) else answer
+
+
+class Unanswered(Exception):
+    """The sampler asks for an estimate that it has no answer to yet."""

@@ -52,9 +52,9 @@ def compare(
 ) -> Comparison:
     """A row for every block that both networks have, in the reference's order.
 
-    names: pattern of paths in ours -> path in the reference. inputs: of our network, if they are not those of the
-    reference. run: as in `expect`. tolerance: the relative error that is allowed in a block; None is LIMIT times the
-    noise. A network on the meta device takes the reference's own tensors; else it is left as it was.
+    names: pattern of paths in ours -> path in the reference. inputs: of our network, None for those of the reference.
+    run: as in `expect`. tolerance: the relative error that is allowed in a block; None is LIMIT times the noise. A
+    network on the meta device takes the reference's own tensors; any other is left as it was.
     Raises ValueError if names or tensors do not fit the networks. What our network raises is a finding.
     """
     names = names or {}
@@ -127,7 +127,7 @@ def match_blocks(
 
 
 def computes(block: nn.Module) -> bool:
-    """Lists of modules only hold others."""
+    """Whether a module has a forward of its own; lists of modules only hold others."""
     return type(block).forward is not nn.Module.forward
 
 
@@ -138,7 +138,8 @@ def find_unmatched(ours: nn.Module, paired: set[str], rules: Rules) -> list[str]
         if path in paired or not computes(block) or not rules.compares(block):
             continue
         inside = any(within(path, outer) for outer in found)
-        if not inside and any(True for _ in block.parameters()):
+        has_weights = next(block.parameters(), None) is not None
+        if has_weights and not inside:
             found.append(path)
     return found
 
@@ -152,6 +153,8 @@ def make_row(
     in_run: Call | None,
     tolerance: float | None,
 ) -> Row:
+    """outputs, failure: of the block alone, given what the reference's was given. in_run: its call in a run of our
+    whole network, None if that never calls it."""
     error = relative_error(outputs, truth.exact)
     run_error = None if in_run is None else relative_error(in_run.outputs, truth.run_exact)
     allowed = LIMIT * truth.noise if tolerance is None else tolerance

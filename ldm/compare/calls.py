@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 Inputs = Mapping[str, Any] | Sequence[Any]  # of a network: by name, or in order
-Run = Callable[..., Any]  # (network, **inputs) or (network, *inputs) -> what to compare: any nest of tensors
+Run = Callable[
+    ..., Any
+]  # (network, **inputs) or (network, *inputs) -> what to compare: tensors, nested as in `tensors`
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -25,7 +27,7 @@ class Call(NamedTuple):
 
 
 def call_network(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What is compared unless something else is asked for: what the network returns."""
+    """The usual Run: what is compared is what the network returns."""
     return network(*args, **kwargs)
 
 
@@ -38,9 +40,9 @@ def split(inputs: Inputs) -> tuple[tuple, dict[str, Any]]:
 
 @contextmanager
 def recorded(network: nn.Module) -> Generator[dict[str, Call]]:
-    """The calls of all modules in the block, by path, in the order in which they start.
+    """The calls of all modules during the `with` block, by path, in the order in which they start.
 
-    Of a module that is called several times the last call counts. Tensors are copied: a network may change in place
+    Of a module that is called several times the last call is kept. Tensors are copied: a network may change in place
     what it passes on.
     """
     calls: dict[str, Call] = {}
@@ -67,7 +69,7 @@ def recorded(network: nn.Module) -> Generator[dict[str, Call]]:
 
 @contextmanager
 def converted(network: nn.Module, dtype: torch.dtype) -> Generator[None]:
-    """The network in dtype and in evaluation mode inside the block; at its end all is as it was, bit for bit."""
+    """The network in dtype and in evaluation mode during the `with` block; at its end all is as it was, bit for bit."""
     modes = [(module, module.training) for module in network.modules()]
     # Numbers that dtype cannot hold are kept aside. All others are converted in place and back, for less memory.
     kept = []
@@ -76,7 +78,7 @@ def converted(network: nn.Module, dtype: torch.dtype) -> Generator[None]:
             if tensor.is_floating_point() and tensor.dtype != dtype:
                 exact = torch.promote_types(tensor.dtype, dtype) == dtype
                 kept.append((module, name, tensor.dtype, None if exact else tensor.data))
-    # Parameters stay the same objects, since an optimizer may hold them; buffers are replaced
+    # Parameters stay the same objects, since an optimizer may hold them; buffers are replaced.
     network.to(dtype).eval()
     try:
         yield
@@ -135,7 +137,7 @@ class Rules:
         return (), chosen | dict(zip(free, others))
 
     def fits(self, block: nn.Module, call: Call) -> bool:
-        """Whether that is all that the block needs. One that needs more cannot be compared by itself."""
+        """Whether `arguments` gives all that the block needs. One that needs more cannot be compared by itself."""
         args, kwargs = self.arguments(block, call)
         try:
             inspect.signature(block.forward).bind(*args, **kwargs)
@@ -144,12 +146,13 @@ class Rules:
         return True
 
     def run(self, block: nn.Module, call: Call) -> Any:
-        """What comes out of block in place of what came out of the reference's."""
+        """What comes out of block, given what the reference's block was given in call."""
         args, kwargs = self.arguments(block, call)
         return block(*copied(args), **copied(kwargs))
 
     def input_error(self, name: str, given: Any, wanted: Any) -> float:
-        """How far one argument of a block is from what it would be in the reference: the largest relative L2 error."""
+        """How far one argument of a block is from the wanted one, that of the reference: the largest relative L2 error
+        of its tensors."""
         right = [tensor for tensor in tensors(wanted) if tensor.is_floating_point()]
         found = [tensor for tensor in tensors(given) if tensor.is_floating_point()]
         return relative_error(found, right) if right else 0.0
@@ -207,7 +210,8 @@ def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 def relative_l2(found: Tensor, exact: Tensor) -> float:
     """|found - exact| / |exact|, in float64. Tokens (b n c) and a picture (b c h w) may stand for each other."""
-    found, exact = found.double(), exact.double()
+    found = found.double()
+    exact = exact.double()
     if found.ndim == 3 and exact.ndim == 4:
         exact = exact.flatten(2).transpose(1, 2)
     elif found.ndim == 4 and exact.ndim == 3 and found.flatten(2).shape != exact.shape:

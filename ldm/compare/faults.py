@@ -17,8 +17,9 @@ def find_first_seen(
     rules: Rules,
     tolerance: float | None,
 ) -> str:
-    """Where the code between blocks went wrong: the first block within the faulty one that is given something else
-    than the reference's; "" if none is."""
+    """Where the code between blocks went wrong: the path of the first block within the faulty one that is given
+    something else than the reference's; "" if none is. calls: in a run of our whole network."""
+    # Inside a block the calls are those that it makes when it is given what the reference's block was given.
     if fault.path:
         block, truth = blocks[fault.path]
         with recorded(block) as calls:

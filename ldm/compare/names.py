@@ -6,29 +6,6 @@ from difflib import get_close_matches
 from torch import nn
 
 
-def matches(pattern: str, path: str) -> bool:
-    """Whether a path is the pattern, part by part; "*" stands for any one part."""
-    wanted, parts = pattern.split("."), path.split(".")
-    return len(wanted) == len(parts) and all(want in ("*", part) for want, part in zip(wanted, parts))
-
-
-def translate(path: str, names: Mapping[str, str]) -> str:
-    """The path in the other network: the longest pattern that matches the beginning is replaced, the rest stays.
-
-    Of patterns of one length the one with fewer "*" counts. Each "*" of the target is what that of the pattern met.
-    """
-    parts = path.split(".")
-    for count in range(len(parts), 0, -1):
-        beginning = ".".join(parts[:count])
-        fitting = [pattern for pattern in names if matches(pattern, beginning)]
-        if fitting:
-            pattern = min(fitting, key=lambda pattern: pattern.count("*"))
-            met = [part for part, want in zip(parts, pattern.split(".")) if want == "*"]
-            filled = [met.pop(0) if part == "*" else part for part in names[pattern].split(".")]
-            return ".".join(part for part in [*filled, *parts[count:]] if part)
-    return path
-
-
 def pair_modules(ours: nn.Module, reference: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
     """Path in the reference -> path in ours, for every module that both have; the networks themselves are "".
 
@@ -60,14 +37,8 @@ def pair_modules(ours: nn.Module, reference: nn.Module, names: Mapping[str, str]
     return pairs
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """A remark that names what may have been meant, if something resembles it."""
-    found = get_close_matches(name, list(known), n=1)
-    return f": is {found[0]!r} meant?" if found else ""
-
-
 def take_weights(ours: nn.Module, reference: nn.Module, names: Mapping[str, str] | None = None) -> None:
-    """Give our network the very tensors of the reference, by the names of the blocks; no memory is used.
+    """Put the reference's own tensors into our network, by the names of the blocks; nothing is copied.
 
     Raises ValueError if a tensor of one network has no counterpart in the other.
     """
@@ -83,3 +54,37 @@ def take_weights(ours: nn.Module, reference: nn.Module, names: Mapping[str, str]
     if state:
         raise ValueError(f"{len(state)} tensors of the reference have no counterpart, {next(iter(state))} among them")
     ours.load_state_dict(found, assign=True)
+
+
+def translate(path: str, names: Mapping[str, str]) -> str:
+    """The path in the other network: the longest pattern that matches the beginning is replaced, the rest stays.
+
+    Of patterns of equal length the one with the fewest "*" is taken. The k-th "*" of the target becomes the part of the
+    path that the k-th "*" of the pattern stands for. A path that no pattern matches stays as it is.
+    """
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        beginning = ".".join(parts[:count])
+        fitting = [pattern for pattern in names if matches(pattern, beginning)]
+        if fitting:
+            pattern = min(fitting, key=lambda pattern: pattern.count("*"))
+            met = iter([part for part, want in zip(parts, pattern.split(".")) if want == "*"])
+            filled = []
+            for part in names[pattern].split("."):
+                filled.append(next(met) if part == "*" else part)
+            # The target may be "", the network itself.
+            return ".".join(part for part in [*filled, *parts[count:]] if part)
+    return path
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a path is the pattern, part by part; "*" stands for any one part."""
+    wanted = pattern.split(".")
+    parts = path.split(".")
+    return len(wanted) == len(parts) and all(want in ("*", part) for want, part in zip(wanted, parts))
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A remark that names what may have been meant, if something resembles it."""
+    found = get_close_matches(name, list(known), n=1)
+    return f": is {found[0]!r} meant?" if found else ""

@@ -47,28 +47,29 @@ def expect(
     run(network, inputs...): what to compare if it is not what the network returns, such as `vae.decode`. progress:
     wraps the paths of all blocks, as tqdm does. The reference is left as it was.
 
-    To float64 there is no more exact truth. Its noise is that of float32 times the ratio of their rounding units, and
-    twice that, since what stands for the truth is rounded too. Raises ValueError if there is nothing to compare.
+    Nothing here is more exact than float64. If dtype is float64, its own results stand for the truth, and the noise is
+    that of float32 times the ratio of the two rounding units, doubled because the truth is rounded too. Raises
+    ValueError if the reference returns no tensors.
     """
     own = [tensor for tensor in reference.parameters() if tensor.is_floating_point()]
     dtype = dtype or (own[0].dtype if own else torch.float32)
     other = torch.float32 if dtype == torch.float64 else torch.float64
     with converted(reference, dtype):
-        here = record_run(reference, inputs, dtype, run)
-        # Within the first conversion: the weights are those that dtype can hold
+        calls = record_run(reference, inputs, dtype, run)
+        # Within the first conversion, so that the weights are those that dtype can hold.
         with converted(reference, other):
-            there = record_run(reference, inputs, other, run)
-            alone = {"": there[""].outputs}
-            for path in progress([path for path in here if path]):
-                call = here[path]
+            other_calls = record_run(reference, inputs, other, run)
+            alone = {"": other_calls[""].outputs}  # what each block gives in the other dtype, given the same
+            for path in progress([path for path in calls if path]):
+                call = calls[path]
                 alone[path] = tensors(call.block(*cast(call.args, other), **cast(call.kwargs, other)))
-    if not here[""].outputs:
+    if not calls[""].outputs:
         raise ValueError("the reference returns no tensors: say with run=... what to compare")
     blocks = {}
-    for path, call in here.items():
+    for path, call in calls.items():
         if call.outputs:
             exact, noise = find_truth(call.outputs, alone[path], dtype)
-            run_exact, run_noise = find_truth(call.outputs, there[path].outputs, dtype)
+            run_exact, run_noise = find_truth(call.outputs, other_calls[path].outputs, dtype)
             blocks[path] = Truth(call, exact, noise, run_exact, run_noise)
     return Expected(reference, inputs, dtype, blocks)
 
@@ -92,7 +93,7 @@ def record_run(network: nn.Module, inputs: Inputs, dtype: torch.dtype, run: Run)
 
 
 def device_of(network: nn.Module) -> torch.device | None:
-    """Of its weights; None if it has none: then inputs stay where they are."""
+    """The device of the network's weights; None without weights, which leaves inputs where they are."""
     for tensor in network.parameters():
         return tensor.device
     return None

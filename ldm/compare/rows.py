@@ -31,7 +31,7 @@ class Comparison:
     rows: list[Row]
     tolerance: float | None = None  # None: LIMIT times the noise
     unmatched: list[str] = field(default_factory=list)  # blocks of yours that have no counterpart: not compared
-    misfits: list[str] = field(default_factory=list)  # that need arguments which the reference's do not: not compared
+    misfits: list[str] = field(default_factory=list)  # blocks that need other arguments: not compared
 
     @property
     def agrees(self) -> bool:
@@ -47,7 +47,8 @@ class Comparison:
         return "; ".join(self.findings())
 
     def table(self, everything: bool = False) -> str:
-        """error and noise of each block; in the last column error / noise where your network ran by itself."""
+        """A line for each block: error, noise and their ratio; in the last column the ratio where your network ran by
+        itself. everything: also the blocks deep within one that agrees."""
         return table(self.rows, everything)
 
     def findings(self) -> list[str]:
@@ -94,15 +95,17 @@ def describe(fault: Row, rows: Sequence[Row], tolerance: float | None) -> list[s
 
 
 def listed(paths: Sequence[str]) -> str:
-    """The first few of them."""
+    """The first five paths in one line."""
     return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def title(row: Row) -> str:
+    """Path and class of a block."""
     return f"{row.path} ({row.kind})" if row.path else f"the network itself ({row.kind})"
 
 
 def within(path: str, outer: str) -> bool:
+    """Whether the block at path lies inside the one at outer; "" is the network."""
     return path != outer and (not outer or path.startswith(outer + "."))
 
 
@@ -119,11 +122,11 @@ def run_ratio(row: Row) -> float | None:
 
 
 def shown(rows: Sequence[Row], everything: bool) -> list[tuple[int, Row, str]]:
-    """(depth, row, name within the block that holds it). From the third level on without what lies in a block that
-    agrees, unless everything is asked for."""
+    """(depth, row, name within the block that holds it) of the rows of a table. From the third level on, blocks within
+    one that agrees are left out, unless everything is asked for."""
     chosen = []
     for row in rows:
-        around = [outer for outer in rows if within(row.path, outer.path)]
+        around = [outer for outer in rows if within(row.path, outer.path)]  # the network first, then inwards
         if everything or row.departs or all(outer.departs for outer in around[2:]):
             name = row.path.removeprefix(around[-1].path + ".") if around else "the network"
             chosen.append((len(around), row, name))

@@ -12,18 +12,19 @@ All tasks share these arguments; None means the model's own default.
     negative    what to move away from, likewise: one for all pictures, or one each.
     height, width    of the picture in pixels.
     steps       how many steps the sampler takes.
-    guidance    a number (1 or less means off, but for samplers of CFG++, whose scale is an interpolation, 0 to 1); one
-                such number per step, or a function of sigma that gives it; or a function (network, cond, uncond) ->
-                network. A function that can be called with one argument is one of sigma.
-    sampler     a name in samplers.SAMPLERS, another program's for it, or a function of the samplers' convention. One's
-                own gets exact levels and white noise; samplers.Sampler(function, ...) says otherwise.
+    guidance    a number: 1 or less means off (samplers of CFG++ take an interpolation from 0 to 1); one such number per
+                step; a function of sigma that gives it; or a function (network, cond, uncond) -> network. A function
+                that can be called with one argument is taken for one of sigma.
+    sampler     a name in samplers.SAMPLERS or another program's name for it; or a function (denoise, x, sigmas, noise,
+                **options) that yields Steps. A function of your own is given exact levels and white noise; to change
+                that, pass samplers.Sampler(function, ...).
     schedule    a name in samplers.schedules.SCHEDULES; a list of sigmas with its end, whatever `steps` says; or a
                 function (levels, steps) -> such a list.
     options     keywords of the sampler, such as {"eta": 0.5}.
     seeds       one per picture, or one to count up from. Picture k takes all of its noise from seeds[k] alone.
-    noise       a unit Gaussian (b 4 h w) to start from instead.
-    sizes, negative_sizes    SDXL's micro-conditioning: the picture's own size if not given; that of the negative
-                prompt, the same if not given.
+    noise       a unit Gaussian (b 4 height/8 width/8) to start from, in place of that of the seeds.
+    sizes, negative_sizes    SDXL's micro-conditioning, ldm.conditioning.Sizes: for the prompt, by default the picture's
+                own size; and for the negative prompt, by default the same as for the prompt.
     network     what runs in place of model.unet, a function (x, t, context, vector) -> output.
     watch       is called with each Step; a tensor that it returns takes the place of step.x, and the sampler goes on
                 from there.

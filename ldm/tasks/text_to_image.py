@@ -38,19 +38,19 @@ def text_to_image(
     an argument that does not fit, by its name; FloatingPointError if a stage produces NaN or infinity."""
     check_text_suffices(model)
     height, width = picture_size(model, height, width)
-    texts, numbers = pair(prompts, seeds)
-    negatives = one_each("negative", [None] if negative is None else negative, len(numbers))
+    texts, seed_list = pair(prompts, seeds)
+    negatives = one_each("negative", [None] if negative is None else negative, len(seed_list))
     sizes = Sizes((height, width), (height, width)) if sizes is None else as_sizes("sizes", sizes)
 
     cond = encode(model, texts, sizes)
     uncond = encode(model, negatives, sizes if negative_sizes is None else as_sizes("negative_sizes", negative_sizes))
     run = plan(model, steps, sampler, schedule, options)
     shape = model.facts.vae.latent_channels, height // model.vae.factor, width // model.vae.factor
-    streams = Streams(numbers, shape, cond.context.device)
+    streams = Streams(seed_list, shape, cond.context.device)
     x = start(run, streams, noise)
-    strength = run.guidance if guidance is None else guidance
+    guidance = run.guidance if guidance is None else guidance
     network = model.unet if network is None else as_network(network)
-    guided = guide(network, cond, uncond, strength, run.sigmas, run.sampler.guidance.off)
+    guided = guide(network, cond, uncond, guidance, run.sigmas, run.sampler.guidance.off)
     return draw(model, guided, x, run, streams, watch, decode)
 
 
@@ -64,6 +64,7 @@ def check_text_suffices(model: Model) -> None:
 
 
 def what_it_needs(facts: ModelConfig) -> str:
+    """What the UNet is given besides text, in words for a message."""
     if facts.unet.class_count:
         return "a small picture to enlarge"
     if facts.unet.class_dim:
@@ -92,32 +93,34 @@ def picture_size(model: Model, height: int | None, width: int | None) -> tuple[i
 
 
 def refuse_size(name: str, size: int, factor: int) -> NoReturn:
-    near = min(max(factor, round(size / factor) * factor), MAX_SIZE)
-    raise ValueError(f"{name} {size}: must be a positive multiple of {factor}, for example {near}")
+    """Raises ValueError, which offers the nearest multiple of factor."""
+    nearest = min(max(factor, round(size / factor) * factor), MAX_SIZE)
+    raise ValueError(f"{name} {size}: must be a positive multiple of {factor}, for example {nearest}")
 
 
 def pair(prompts: Prompts, seeds: Seeds) -> tuple[Texts, list[int]]:
     """One prompt and one seed per picture. Raises ValueError or TypeError for what cannot be paired."""
     texts = as_texts("prompts", prompts)
-    numbers = as_seeds(seeds)
-    if len(numbers) == 1:
-        numbers = [numbers[0] + k for k in range(len(texts))]
-    if not numbers or len(texts) not in (1, len(numbers)) or not all(0 <= seed <= MAX_SEED for seed in numbers):
-        refuse_pair(texts, numbers)
-    return one_each("prompts", texts, len(numbers)), numbers
+    seed_list = as_seeds(seeds)
+    if len(seed_list) == 1:
+        seed_list = [seed_list[0] + k for k in range(len(texts))]
+    if not seed_list or len(texts) not in (1, len(seed_list)) or not all(0 <= seed <= MAX_SEED for seed in seed_list):
+        refuse_pair(texts, seed_list)
+    return one_each("prompts", texts, len(seed_list)), seed_list
 
 
-def refuse_pair(texts: Texts, numbers: list[int]) -> NoReturn:
-    if len(texts) == 0 or not numbers:
+def refuse_pair(texts: Texts, seed_list: list[int]) -> NoReturn:
+    """Raises ValueError, which says why these texts and seeds do not go together."""
+    if len(texts) == 0 or not seed_list:
         raise ValueError("nothing to draw: give at least one prompt and one seed")
-    if len(texts) not in (1, len(numbers)):
-        raise ValueError(f"{len(numbers)} seeds for {len(texts)} prompts: give one, or one each")
-    wrong = next(seed for seed in numbers if not 0 <= seed <= MAX_SEED)
+    if len(texts) not in (1, len(seed_list)):
+        raise ValueError(f"{len(seed_list)} seeds for {len(texts)} prompts: give one, or one each")
+    wrong = next(seed for seed in seed_list if not 0 <= seed <= MAX_SEED)
     raise ValueError(f"seed {wrong}: must be between 0 and {MAX_SEED}")
 
 
 def one_each(name: str, prompts: Prompts, pictures: int) -> Texts:
-    """One text per picture; a single one serves all."""
+    """One text per picture; a single one serves all. Raises ValueError for another number of texts."""
     texts = as_texts(name, prompts)
     if len(texts) == 1:
         return texts.repeat(pictures) if isinstance(texts, Conditioning) else texts * pictures
@@ -130,14 +133,15 @@ def as_texts(name: str, prompts: Any) -> Texts:
     """A list of texts, or the Conditioning. Raises TypeError, which names the argument, for anything else."""
     if isinstance(prompts, Conditioning):
         return prompts
-    one = isinstance(prompts, str | Set | Mapping) or not isinstance(prompts, Iterable)  # a set has no order
-    texts = [prompts] if one else list(prompts)
+    single = isinstance(prompts, str | Set | Mapping) or not isinstance(prompts, Iterable)  # a set has no order
+    texts = [prompts] if single else list(prompts)
     if prompts is None or not all(isinstance(text, str | None) for text in texts):
         raise TypeError(f"{name} {show(prompts)}: give a text, several, or a Conditioning")
     return texts
 
 
 def as_seeds(seeds: Any) -> list[int]:
-    """One whole number of any kind, or several; a tensor or an array without axes is one."""
-    several = isinstance(seeds, Iterable) and not isinstance(seeds, str | bytes | Set | Mapping)
-    return [as_int("seeds", seed) for seed in (seeds if several and getattr(seeds, "ndim", 1) > 0 else [seeds])]
+    """The seeds in a list. Raises TypeError for anything but one whole number of any kind, or several in order."""
+    axes = getattr(seeds, "ndim", 1)  # a tensor or an array without axes is one number, and yet an Iterable
+    several = isinstance(seeds, Iterable) and not isinstance(seeds, str | bytes | Set | Mapping) and axes > 0
+    return [as_int("seeds", seed) for seed in (seeds if several else [seeds])]

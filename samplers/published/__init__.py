@@ -1,7 +1,7 @@
 """Faithful repeats of other programs' faults, for parity and for pictures that somebody wants again.
 
     diffusers   moments with a wrong sign, strides that miss the next time, times cut off, a level that is there twice
-    comfyui     estimates taken for further away than they are, guided for unguided ones, lists of another length
+    comfyui     a wrong distance to the previous estimate, guided estimates for unguided ones, lists too long
     orders      the third order of every published DPM-Solver and ER-SDE, which is the second
 
 Nothing else in this project imports them. A function here goes wherever its right form goes:

@@ -31,13 +31,14 @@ def third_of_singlestep_sde(second: str = "exact") -> Rule:
 
 
 def strided_targets(table: NoiseTable, times: Sequence[float], end: float) -> list[float]:
-    """The level to which each step goes; `end` stands for times below 0."""
+    """The level to which each step goes, the `targets` of ddim_strided; `end` stands for times below 0."""
     stride = len(table.sigmas) // len(times)
     return [table.sigma(t - stride) if t >= stride else end for t in times]
 
 
 def strided_legs(table: NoiseTable, times: Sequence[float], end: float) -> list[tuple[float, float]]:
-    """(sigma, sigma_next) of every move of PNDM: its trial first, then that step again from T // N above its end."""
+    """(sigma, sigma_next) of every move of PNDM, the `legs` of plms_strided: the trial step first, then the first step
+    again, from T // N above its end. `end` stands for times below 0."""
     stride = len(table.sigmas) // len(times)
 
     def level(t: float) -> float:
@@ -50,7 +51,7 @@ def strided_legs(table: NoiseTable, times: Sequence[float], end: float) -> list[
 
 
 def rescale(x: Tensor, level: float, label: float) -> Tensor:
-    """What a sampler that scales x to unit variance takes x at `level` for, if it is told that the level is `label`."""
+    """x at `level` as it is read by a sampler that keeps x at unit variance and is told that the level is `label`."""
     return x if level == label else x * sqrt((1 + label**2) / (1 + level**2))
 
 
@@ -64,7 +65,7 @@ def ddim_strided(
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Steps:
-    """sde.ddim whose steps go to strided_targets; the next step takes each target for the next level."""
+    """sde.ddim whose steps go to strided_targets; each next step takes x for x at the next level of `sigmas`."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         sigma_down, sigma_up = ancestral(sigma, targets[i], eta)
@@ -76,7 +77,7 @@ def ddim_strided(
 def plms_strided(
     denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, legs: Sequence[tuple[float, float]]
 ) -> Steps:
-    """adams.plms whose moves are strided_legs."""
+    """adams.plms whose moves are strided_legs; each move takes x for x at the start of its leg."""
 
     def move(x: Tensor, slope: Tensor, sigma: float, sigma_next: float, leg: tuple[float, float]) -> Tensor:
         start, end = leg
@@ -108,7 +109,7 @@ def choose_range(levels: Levels, schedule: str, steps: int, convention: Conventi
     """schedules.choose for a schedule over a range of sigma, as the DPM-Solver family has it.
 
     Whole times of "exponential" and "beta" are cut off, where those of "karras" are rounded. A run that ends at the
-    smallest level reaches it one step early, and its last step stands still.
+    smallest level reaches it one step early, and its last step goes nowhere.
     """
     end = 0.0 if convention.ends_at_zero else levels.sigma_min
     sigmas = [*SCHEDULES[schedule].make(levels.sigma_min, levels.sigma_max, steps), end]

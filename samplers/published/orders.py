@@ -11,7 +11,7 @@ from ..step import Noise, Sigmas, Steps
 
 
 def with_third(second: str, change: Callable[[float], float]) -> Rule:
-    """A rule of coefficients that changes the third of three moments; `second` is the rule for two."""
+    """A rule of coefficients that changes the last of three moments. second: the name of the rule for fewer."""
     rule = find_rule(second)
 
     def changed(moments: list[float], h: float) -> list[float]:

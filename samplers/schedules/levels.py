@@ -31,7 +31,7 @@ def noise_table(
     beta_start: float = 0.00085, beta_end: float = 0.012, law: str = "scaled_linear", trained: int = 1000,
     zero_snr: bool = False, precision: str = "float32",
 ) -> NoiseTable:  # fmt: skip
-    """The published tables: sigma^2 = (1 - kept) / kept, where kept is the product of 1 - beta up to each time.
+    """The published tables: sigma^2 = (1 - alpha_bar) / alpha_bar, with alpha_bar the product of 1 - beta up to a time.
 
     law: a name in LAWS. zero_snr: rescaled so that nothing of the picture is left at the last time (arXiv 2305.08891).
     precision: "float32" or "float64". Raises ValueError for another law or precision.
@@ -39,13 +39,14 @@ def noise_table(
     if law not in LAWS or precision not in PRECISIONS:
         refuse_table(law, precision)
     betas = LAWS[law](beta_start, beta_end, trained, PRECISIONS[precision])
-    kept = running_product(1 - betas)  # alpha^2
+    alpha_bar = running_product(1 - betas)
     if zero_snr:
-        return table_without_signal_at_the_end(kept)
-    return NoiseTable(tuple(((1 - kept) / kept).sqrt().tolist()))
+        return table_without_signal_at_the_end(alpha_bar)
+    return NoiseTable(tuple(((1 - alpha_bar) / alpha_bar).sqrt().tolist()))
 
 
 def refuse_table(law: str, precision: str) -> NoReturn:
+    """Raises ValueError, which names the argument that is wrong."""
     if law not in LAWS:
         raise ValueError(f"unknown beta law {law!r}: choose one of {', '.join(LAWS)}")
     raise ValueError(f"unknown precision {precision!r}: choose {' or '.join(PRECISIONS)}")
@@ -61,14 +62,14 @@ def linear(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def scaled_linear(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
-    """Linear in the square root."""
+    """Betas whose square roots are evenly spaced: Stable Diffusion's law."""
     return linear(sqrt(start), sqrt(end), count, dtype).square()
 
 
 def squared_cosine(start: float, end: float, count: int, dtype: torch.dtype) -> Tensor:
-    """arXiv 2102.09672; start and end have no part in it."""
-    signal = [cos((i / count + 0.008) / 1.008 * pi / 2) ** 2 for i in range(count + 1)]
-    return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(signal)], dtype=dtype)
+    """Betas of the cosine law for alpha_bar (arXiv 2102.09672). start and end are not used; every law takes them."""
+    alpha_bar = [cos((i / count + 0.008) / 1.008 * pi / 2) ** 2 for i in range(count + 1)]
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(alpha_bar)], dtype=dtype)
 
 
 LAWS = {"linear": linear, "scaled_linear": scaled_linear, "squaredcos_cap_v2": squared_cosine}
@@ -80,14 +81,15 @@ def running_product(factors: Tensor) -> Tensor:
     return torch.tensor(list(accumulate(factors.tolist(), mul)), dtype=factors.dtype)
 
 
-def table_without_signal_at_the_end(kept: Tensor) -> NoiseTable:
+def table_without_signal_at_the_end(alpha_bar: Tensor) -> NoiseTable:
     """The table with alpha shifted to 0 at the last time and stretched to keep the first (arXiv 2305.08891)."""
-    alpha = kept.sqrt()
+    alpha = alpha_bar.sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
-    kept = alpha.square()
-    betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])  # back to betas, which rounds as published
-    kept = running_product(1 - betas)[:-1]
-    return NoiseTable((*((1 - kept) / kept).sqrt().tolist(), 4096.0))  # 4096, as published, for an infinite sigma
+    alpha_bar = alpha.square()
+    betas = 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])  # back to betas, which rounds as published
+    alpha_bar = running_product(1 - betas)[:-1]
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().tolist()
+    return NoiseTable((*sigmas, 4096.0))  # 4096, as published, for an infinite sigma
 
 
 # Choices of a few levels
@@ -148,8 +150,8 @@ Choice = str | Sequence[float] | Callable[[Levels, int], Sequence[float]]
 
 
 def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention = EXACT, offset: int = 1) -> Chosen:
-    """The levels of a schedule with the end appended, and the time of each level that is not the end. schedule: see
-    Choice. offset: added to every time of "leading". Raises ValueError for what cannot be had."""
+    """The sigmas of a schedule with the end appended, and the time of each but the end. schedule: see Choice. offset:
+    added to every time of "leading". Raises ValueError or TypeError for a schedule or steps that do not fit."""
     if not isinstance(schedule, str):
         return with_times(levels, checked_list(levels, schedule, steps), convention)
     # A plain name and a usual number of steps on a table of levels need no second look.
@@ -174,10 +176,11 @@ def choose_times(levels: NoiseTable, name: str, steps: int, convention: Conventi
 def choose_published_times(
     levels: NoiseTable, name: str, make: Callable[..., list[float]], steps: int, convention: Convention
 ) -> list[float]:
-    """The same by a publisher's convention."""
+    """The times of a schedule by a publisher's convention; `make` is that of choose_times."""
     trained = len(levels.sigmas)
 
     def take(count: int) -> list[float]:
+        """The first `steps` of `count` times, which begin at the most noise."""
         times = make(count, trained)[:steps]
         return spacing.whole(times) if convention.whole_times else times
 
@@ -194,10 +197,10 @@ def choose_sigmas(levels: Levels, name: str, within: str, steps: int, end: float
     """The levels of a schedule over a range of sigma, or of a published list, with the end."""
     make, of, _ = SCHEDULES[name]
     if of == "range":
-        spaced = (
-            choose(levels, within, steps, offset=offset)[0] if within else (levels.sigma_max, levels.sigma_min, 0.0)
-        )
-        make = partial(make, spaced[-2], spaced[0])
+        spaced = [levels.sigma_max, levels.sigma_min]
+        if within:
+            spaced = choose(levels, within, steps, offset=offset)[0][:-1]  # without its end
+        make = partial(make, spaced[-1], spaced[0])
     sigmas = make(steps)
     if sigmas[-1] <= end * (1 + 1e-9):
         sigmas = make(steps + 1)[:-1]  # its last level is the end, which would be there twice
@@ -205,20 +208,21 @@ def choose_sigmas(levels: Levels, name: str, within: str, steps: int, end: float
 
 
 def at_times(levels: NoiseTable, times: Sequence[float], end: float = 0.0, log_linear: bool = False) -> Chosen:
-    """The sigmas of given times, for example tables.AYS_SDXL_TIMES."""
+    """The sigmas of given times, such as tables.AYS_SDXL_TIMES, with the end appended, and the time of each."""
     sigmas = [levels.log_linear_sigma(t) if log_linear else levels.sigma(t) for t in times]
     return [*sigmas, end], dict(zip(sigmas, times))
 
 
 def with_times(levels: Levels, sigmas: list[float], convention: Convention = EXACT) -> Chosen:
-    """The times of given sigmas, of which the last is the end."""
+    """The given sigmas, of which the last is the end, and the time of each but the end."""
     if convention.whole_times and isinstance(levels, NoiseTable):
         return sigmas, {sigma: float(round(levels.t(sigma))) for sigma in sigmas[:-1]}
     return sigmas, {sigma: levels.t(sigma) for sigma in sigmas[:-1]}
 
 
 def checked_list(levels: Levels, schedule: Choice, steps: int) -> list[float]:
-    """A caller's own list of sigmas, or that of a caller's function. Raises TypeError or ValueError for others."""
+    """A caller's own list of sigmas, or what a caller's function makes. Raises TypeError for what is no list of
+    numbers, ValueError unless they decrease from a finite level to one not below 0."""
     found: Any = schedule
     if callable(schedule):
         if not takes(schedule, 2):
@@ -256,6 +260,6 @@ def check_schedule(levels: Levels, schedule: str, steps: int) -> None:
 
 
 def start_std(sigma: float, schedule: Choice, convention: Convention = EXACT) -> float:
-    """The deviation of x0 + sigma * noise, where sampling begins, for pictures of unit variance; see Convention."""
-    begins_last = isinstance(schedule, str) and schedule.split(":")[-1] in ("linspace", "trailing")
-    return sigma if begins_last and not convention.unit_variance else sqrt(1 + sigma**2)
+    """Standard deviation of the noise that sampling begins with: sqrt(1 + sigma^2), or sigma; see Convention."""
+    at_last_time = isinstance(schedule, str) and schedule.split(":")[-1] in ("linspace", "trailing")
+    return sigma if at_last_time and not convention.unit_variance else sqrt(1 + sigma**2)

@@ -68,7 +68,7 @@ def whole(times: list[float]) -> list[float]:
 
 
 def ramp(steps: int) -> list[float]:
-    """From 0 to 1, or just 0."""
+    """`steps` evenly spaced numbers from 0 to 1; just 0 for one step."""
     return [i / max(steps - 1, 1) for i in range(steps)]
 
 
@@ -95,33 +95,38 @@ def kl_optimal(sigma_min: float, sigma_max: float, steps: int) -> list[float]:
 def laplace(sigma_min: float, sigma_max: float, steps: int, mu: float = 0.0, scale: float = 0.5) -> list[float]:
     """Quantiles of a Laplace distribution of log sigma within the range (arXiv 2407.03297)."""
 
-    def above(sigma: float) -> float:  # the share of the distribution
+    def share_above(sigma: float) -> float:
         distance = (log(sigma) - mu) / scale
         return exp(-distance) / 2 if distance > 0 else 1 - exp(distance) / 2
 
-    def level(share: float) -> float:
-        return exp(mu - scale * log(2 * share) if share < 0.5 else mu + scale * log(2 - 2 * share))
+    def quantile_from_above(share: float) -> float:
+        if share < 0.5:
+            return exp(mu - scale * log(2 * share))
+        return exp(mu + scale * log(2 - 2 * share))
 
-    top, bottom = above(sigma_max), above(sigma_min)
-    return [level(top + r * (bottom - top)) for r in ramp(steps)]
+    top = share_above(sigma_max)
+    bottom = share_above(sigma_min)
+    return [quantile_from_above(top + r * (bottom - top)) for r in ramp(steps)]
 
 
 def vp(sigma_min: float, sigma_max: float, steps: int, last: float = 1e-3) -> list[float]:
     """Even steps in the time of a variance-preserving process with linear beta (arXiv 2011.13456).
 
-    Time runs from 1 to `last`; the two constants of beta are those that give the range (arXiv 2206.00364, table 1).
+    Time t runs from 1 to `last`: 1 + sigma^2 = exp(beta_d t^2 / 2 + beta_min t), with the two constants that give the
+    range (arXiv 2206.00364, table 1).
     """
-    top, bottom = log1p(sigma_max**2), log1p(sigma_min**2) / last
-    slope = 2 * (top - bottom) / (1 - last)
-    start = top - slope / 2
+    top = log1p(sigma_max**2)
+    bottom = log1p(sigma_min**2) / last
+    beta_d = 2 * (top - bottom) / (1 - last)
+    beta_min = top - beta_d / 2
     times = [1 - r * (1 - last) for r in ramp(steps)]
-    return [sqrt(expm1(slope * t**2 / 2 + start * t)) for t in times]
+    return [sqrt(expm1(beta_d * t**2 / 2 + beta_min * t)) for t in times]
 
 
 def linear_quadratic(sigma_min: float, sigma_max: float, steps: int, threshold: float = 0.025) -> list[float]:
     """Half of the steps go down evenly by `threshold` of sigma_max, the rest in a parabola to 0 (Mochi, ComfyUI).
 
-    Made for flow models: few levels are small. sigma_min has no part in it.
+    Made for flow models: few levels are small. sigma_min is not used; every schedule over a range takes it.
     """
     even = steps // 2
     rest = steps - even
