@@ -51,8 +51,6 @@ def scratch_folder(home: Path) -> Generator[Path]:
 
 def sweep(home: Path) -> None:
     """Remove the scratch folders in `home` whose programs are dead. What cannot be removed stays, without an error."""
-    if fcntl is None:
-        return
     with suppress(OSError), os.scandir(home) as entries:
         found = [Path(entry.path) for entry in entries if NAME.fullmatch(entry.name)]
         for folder in found:
@@ -63,7 +61,7 @@ def sweep(home: Path) -> None:
 def sweep_one(folder: Path) -> None:
     """Raises OSError where there is nothing to do, or nothing can be done."""
     status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+    if fcntl is None or not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return
     if not os.listdir(folder):
         folder.rmdir()  # its program was killed before it could make the lock, or after it had removed it

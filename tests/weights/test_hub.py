@@ -63,14 +63,13 @@ def requests(hub: Hub) -> list[str]:
 
 
 def small(file: str) -> list[str]:
-    """What the client asks for a file that the hub sends itself."""
-    return [f"{method} /owner/name/resolve/{{commit}}/{file}" for method in ("HEAD", "GET")]
+    """What is asked for a file that the hub sends itself."""
+    return [f"GET /owner/name/resolve/{{commit}}/{file}"]
 
 
 def large(file: str) -> list[str]:
-    """And for one that it sends from elsewhere: the file, then what its link must be called."""
-    resolve = f"/owner/name/resolve/{{commit}}/{file}"
-    return [f"GET {resolve}", f"GET /cdn/{file}", f"HEAD {resolve}"]
+    """And for one that it sends from elsewhere."""
+    return [f"GET /owner/name/resolve/{{commit}}/{file}", f"GET /cdn/{file}"]
 
 
 def refused(source: str = REPO, wanted=every, **settings) -> str:
@@ -448,7 +447,7 @@ def test_branch_moves_between_two_calls(hub):
 
 def test_branch_moves_during_the_download(hub):
     """Whatever main is by then, each file is that of the commit that main was at first."""
-    files = {f"{k}.json": b"old" for k in range(3)} | {FILE: BIG[:1000]}
+    files = {f"{k}.json": b"old %d" % k for k in range(5)} | {FILE: BIG[:1000]}
     commit = hub.push(REPO, files)
     paths = []
 
