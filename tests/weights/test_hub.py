@@ -13,7 +13,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from huggingface_hub import constants, hf_hub_download
 
 import weights
 from support import tiny
-from support.hub_server import Hub, sha256
+from support.hub_server import Hub, connect, sha256
 from weights import CheckpointError
 from weights.hub.download import fetch, is_repo
 from weights.hub.wanted import model_files, one_file, part_files
@@ -37,21 +36,6 @@ def hub(tmp_path, monkeypatch):
         connect(monkeypatch, hub.url, tmp_path)
         yield hub
     shutil.rmtree(tmp_path)
-
-
-def connect(monkeypatch, url: str, home: Path, **settings):
-    """What HF_ENDPOINT=url and HF_HOME=home do. Without telemetry the client asks for nothing but the model."""
-    settings = {
-        "ENDPOINT": url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(home / "hub"),
-        "HF_TOKEN_PATH": str(home / "token"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_TELEMETRY": True,
-        "DOWNLOAD_CHUNK_SIZE": 2**16,
-    } | settings
-    for name, value in settings.items():
-        monkeypatch.setattr(constants, name, value)
 
 
 def every(names: list[str]) -> list[str]:

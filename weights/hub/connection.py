@@ -5,6 +5,7 @@ read what a page, a redirection or an error holds whole, and unpack it too; here
 followed one by one, and the time is limited: a server that keeps a connection alive by a byte now and then is given up.
 """
 
+import json
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,10 +138,19 @@ def read_all(pieces: Iterator[bytes], most: int) -> bytes | None:
 
 
 def refusal(response: Any, pieces: Iterator[bytes]) -> Refused:
-    """With the message from the header, or a text that the hub sends in place of the file; pages are left out."""
+    """With the message from the header, or from what the hub sends in place of the file."""
     message = response.headers.get("X-Error-Message", "")
-    kind = response.headers.get("Content-Type", "")
-    if not message and "html" not in kind:
-        text = (read_all(pieces, MESSAGE_BYTES) or b"").decode("utf-8", "replace").strip()
-        message = "" if text.startswith(("<", "{")) else text
+    if not message:
+        message = message_in(read_all(pieces, MESSAGE_BYTES) or b"")
     return Refused(response.status_code, response.headers.get("X-Error-Code", ""), shortened(message))
+
+
+def message_in(body: bytes) -> str:
+    """A text, or what a JSON object calls its error; nothing of a page."""
+    text = body.decode("utf-8", "replace").strip()
+    if text.startswith("{"):
+        try:
+            return str(json.loads(text).get("error", ""))
+        except (ValueError, RecursionError):
+            return ""
+    return "" if text.startswith("<") else text

@@ -62,9 +62,12 @@ def parse_listing(raw: bytes) -> tuple[str, Listing]:
     """The commit, "" where there is none: in a sign-in page of the local network, say."""
     try:
         info = parse_json(raw, "the listing")
-        return str(info["sha"]), {str(file["rfilename"]): describe_file(file) for file in info["siblings"]}
+        files = info["siblings"]
+        if isinstance(files, list):
+            return str(info["sha"]), {str(file["rfilename"]): describe_file(file) for file in files}
     except (ValueError, TypeError, KeyError, AttributeError):
-        return "", {}
+        pass
+    return "", {}
 
 
 def describe_file(file: dict) -> File:

@@ -13,7 +13,7 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import tqdm
 
 from ..errors import CheckpointError, shown
-from .connection import Answer, GivenUp, Refused, ask
+from .connection import Answer, GivenUp, Refused, ask, shortened
 from .listing import File
 
 ATTEMPTS = 5  # in a row that bring nothing new
@@ -41,7 +41,9 @@ def fetch_blob(repo: str, name: str, commit: str, file: File, blob: Path) -> Non
         if found != blob.name:
             part.unlink()
             kind = "SHA-256" if file.sha256 else "git's hash"
-            raise CheckpointError(f"{url} arrived damaged, with {kind} {found[:12]} for {blob.name[:12]}: run again")
+            raise CheckpointError(
+                f"{shortened(url)} arrived damaged, with {kind} {found[:12]} for {blob.name[:12]}: run again"
+            )
         os.replace(part, blob)
 
 
@@ -101,7 +103,9 @@ def fetch_rest(url: str, size: int, out: BinaryIO, bar: tqdm) -> None:
         if trouble and (failures == ATTEMPTS or was_reset(trouble)):
             raise trouble
         if failures == ATTEMPTS:
-            raise CheckpointError(f"{url} ends after {reached} bytes of the {size} that are listed: run again later")
+            raise CheckpointError(
+                f"{shortened(url)} ends after {reached} bytes of the {size} that are listed: run again later"
+            )
         time.sleep(PAUSE)
 
 
@@ -143,7 +147,13 @@ def check_range(url: str, begin: int, size: int, answer: Answer) -> None:
 
 def another_file(url: str, found: str, size: int) -> CheckpointError:
     """Most often a page of the local network that asks to sign in."""
-    return CheckpointError(f"{url} sends {found} bytes where {size} are listed: it is another file, run again later")
+    return CheckpointError(
+        f"{shortened(url)} sends {found} bytes where {size} are listed: it is another file, run again later"
+    )
+
+
+def wrong(url: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{shortened(url)} {what}")
 
 
 def was_reset(error: BaseException | None) -> bool:
