@@ -102,6 +102,8 @@ def fetch_rest(url: str, size: int, out: BinaryIO, bar: tqdm) -> None:
         if reached - begin > PROGRESS:
             failures = 0
             solid = reached
+        if reached < solid:  # the server has begun anew
+            solid = 0
         if trouble and (failures == ATTEMPTS or was_reset(trouble)):
             raise trouble
         if failures == ATTEMPTS:
