@@ -25,7 +25,7 @@ from pathlib import Path
 
 import weights
 from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser
-from ldm.scratch import scratch_folder
+from ldm.scratch import scratch_folder, sweep
 from weights import CheckpointError
 from weights.disk.settings import JSON_BYTES, open_file
 from weights.hub.wanted import model_files, part_files
@@ -85,6 +85,7 @@ def check(args: argparse.Namespace, what: str):
     if not re.fullmatch(r"[\w-]+", args.write_variant or "none", re.ASCII):
         fail(f"--write-variant {args.write_variant}: it can have letters, digits, _ and -")
     if args.to.exists() or args.to.is_symlink():
+        sweep(args.to.parent)  # a program may have been killed just after it was done
         fail(f"{args.to} exists already: choose another name, or remove it")
 
 

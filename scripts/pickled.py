@@ -8,10 +8,12 @@ which data.pkl describes the tensors and data/KEY holds their numbers; and befor
 the numbers of all storages behind them.
 """
 
+import ctypes
 import json
 import mmap
 import os
 import resource
+import signal
 import struct
 import sys
 import zipfile
@@ -47,6 +49,7 @@ class Place(NamedTuple):
 
 def main():
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    die_with_parent()
     try:
         limit_process(source.stat().st_size)
     except OSError as error:
@@ -71,6 +74,12 @@ def convert(source: Path, target: Path):
         sys.exit(f"it is a damaged archive, {shown(str(error))}: download it again")
     except Exception as error:  # a damaged pickle can raise any
         sys.exit(f"it is damaged, {type(error).__name__} {shown(str(error))}: download it again")
+
+
+def die_with_parent():
+    """If convert is killed, nobody waits for this process, and nobody would remove what it writes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def limit_process(size: int):
