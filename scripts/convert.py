@@ -109,7 +109,7 @@ def open_pickle(file: Path, target: Path):
         run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{file} cannot be converted: it takes more than {seconds} seconds") from None
-    if run.returncode == -signal.SIGXCPU:
+    if run.returncode < 0 and -run.returncode == getattr(signal, "SIGXCPU", None):  # Windows has none
         raise CheckpointError(f"{file} cannot be converted: it takes far more time than a file of its size needs")
     if run.returncode:
         reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with {run.returncode}"]

@@ -12,7 +12,6 @@ import ctypes
 import json
 import mmap
 import os
-import resource
 import signal
 import struct
 import sys
@@ -22,6 +21,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # -I leaves it out
 
@@ -84,7 +88,9 @@ def die_with_parent():
 
 def limit_process(size: int):
     """Memory and processor time, by the size of the file."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE if sys.platform == "linux" else 0
+    if resource is None or sys.platform != "linux":
+        return
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     for kind, limit in (
         (resource.RLIMIT_AS, used + size + MEMORY),
         (resource.RLIMIT_CPU, SECONDS + size // BYTES_PER_SECOND),

@@ -205,6 +205,11 @@ def try_job(job: Job, kills: int, random_numbers: random.Random) -> Report:
     return Report(kills, left, faults)
 
 
+def shares(count: int, parts: int) -> list[int]:
+    """Of nearly the same size; 25 in two are 13 and 12."""
+    return [(count + parts - 1 - number) // parts for number in range(parts)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -215,8 +220,7 @@ def main():
     with prepared():
         for number, (name, jobs) in enumerate(JOBS.items()):
             reports = []
-            for job in jobs:
-                share = args.kills // len(JOBS) // len(jobs) or 1
+            for job, share in zip(jobs, shares(shares(args.kills, len(JOBS))[number], len(jobs))):
                 reports.append(try_job(job, share, random.Random(args.seed + number)))
             faults += [fault for report in reports for fault in report.faults]
             kills, left = sum(report.kills for report in reports), sum(report.left for report in reports)

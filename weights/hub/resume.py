@@ -31,6 +31,7 @@ def fetch_blob(repo: str, name: str, commit: str, file: File, blob: Path) -> Non
     url = hf_hub_url(repo, name, revision=commit)
     with FileLock(lock_of(blob)):
         if blob.is_file() and blob.stat().st_size == file.size:  # by another process, while this one waited
+            part.unlink(missing_ok=True)
             return
         try:
             fetch_part(url, name, file, part, blob.name)
