@@ -11,6 +11,7 @@ from dataclasses import replace
 from ldm.config import UNETS, Depth, UNetConfig
 
 from ..disk.settings import COUNT, DEEPEST, Kind, Settings
+from ..errors import shown
 
 DEPTHS = "transformer_layers_per_block"
 UP_DEPTHS = "reverse_transformer_layers_per_block"  # of the way up; without it, diffusers takes no lists in DEPTHS
@@ -56,6 +57,23 @@ TITLES = titles()
 def title_of(unet: UNetConfig) -> tuple[str, ...]:
     """Evidence of what a UNet was published as, if it was distilled; inpainting and LCM variants have the same name."""
     return TITLES.get(replace(unet, in_channels=4, guidance_dim=0), ())
+
+
+def doubts(unet: UNetConfig) -> tuple[str, ...]:
+    """A warning where the shapes in a file without config.json make up a UNet that lacks other blocks than those that
+    were published: somebody may have distilled it, or the file is damaged."""
+    is_whole = isinstance(unet.mid_depth, int) and not unet.up_depth
+    if is_whole or outline(unet) in map(outline, UNETS.values()):
+        return ()
+    way_up = unet.up_depth or unet.depth
+    return (
+        f"its UNet has transformers of {shown(unet.depth)} blocks on the way down, {shown(unet.mid_depth)} in the "
+        f"middle and {shown(way_up)} on the way up, as no published model has: the file may be incomplete",
+    )
+
+
+def outline(unet: UNetConfig) -> tuple:
+    return unet.layers, unet.depth, unet.mid_depth, unet.up_depth
 
 
 def read_lists(cfg: UNetConfig, json: Settings) -> UNetConfig:
