@@ -29,25 +29,28 @@ def are_counts(value: object) -> bool:
 COUNTS = Kind(are_counts, f"a whole number from 1 to {DEEPEST}, or a list of them, is expected")
 
 
+PUBLISHED = {  # row of UNETS -> as people write it
+    "bk_sdm_base": "BK-SDM-Base",
+    "bk_sdm_small": "BK-SDM-Small",
+    "bk_sdm_tiny": "BK-SDM-Tiny",
+    "ssd_1b": "SSD-1B",
+    "segmind_vega": "Segmind-Vega",
+    "koala_700m": "KOALA-700M",
+    "koala_1b": "KOALA-1B",
+}
+SAME_SIZES = {"bk_sdm_base": " and small-sd", "bk_sdm_tiny": " and tiny-sd"}  # Segmind's
+
+
 def titles() -> dict[UNetConfig, tuple[str, ...]]:
-    """Distilled UNets -> a sentence of evidence; BK-SDM was made of SD 2 too."""
-    published = {
-        "bk_sdm_base": "BK-SDM-Base and small-sd",
-        "bk_sdm_small": "BK-SDM-Small",
-        "bk_sdm_tiny": "BK-SDM-Tiny and tiny-sd",
-        "ssd_1b": "SSD-1B",
-        "segmind_vega": "Segmind-Vega",
-        "koala_700m": "KOALA-700M",
-        "koala_1b": "KOALA-1B",
-    }
+    """Distilled UNets -> a line of evidence. BK-SDM was made of SD 2 too."""
     found = {}
-    for row, title in published.items():
+    for row, title in PUBLISHED.items():
         unet = UNETS[row]
-        found[unet] = (f"its UNet has the sizes of {title}",)
-        if row.startswith("bk_sdm"):
+        found[unet] = (f"its UNet has the sizes of {title}{SAME_SIZES.get(row, '')}",)
+        if row in ("bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny"):
             heads = UNETS["sd2"].heads[: len(unet.heads)]
             of_sd2 = replace(unet, context_dim=1024, heads=heads, linear_projection=True)
-            found[of_sd2] = (f"its UNet has the sizes of {title.split(' and ')[0]} for SD 2",)
+            found[of_sd2] = (f"its UNet has the sizes of {title} for SD 2",)
     return found
 
 
