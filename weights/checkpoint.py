@@ -39,8 +39,7 @@ HARMLESS = (  # a tensor without a place in our networks -> what it is, which is
     (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
 )
 LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
-READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # (width, text width)
-IN_DISTILLED = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # the same, where the middle is bare
+READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
 TOGETHER = "put the files of one model together"
 
 SPELLINGS = tuple(
@@ -254,13 +253,12 @@ def mismatch(needed: Mapping, places: Places, extra: list[str], wrong: list[str]
     if extra and not places:
         asks = "is it a single-file checkpoint, an adapter or another part?"
         return f"{part.path} holds no tensor of this network but {listed(extra)}: {asks}"
-    reads_text = READS_TEXT if READS_TEXT in needed else IN_DISTILLED
-    if reads_text in wrong:
-        shape = places[reads_text].held.entry.shape
-        if len(shape) == 2 and shape[1] != needed[reads_text][1]:
+    if READS_TEXT in wrong:
+        shape = places[READS_TEXT].held.entry.shape
+        if len(shape) == 2 and shape[1] != needed[READS_TEXT][1]:
             return (
                 f"{part.path} is of another family: it reads text of width {text_width(shape[1])}, and "
-                f"{part.described_by} says {text_width(needed[reads_text][1])}: {TOGETHER}"
+                f"{part.described_by} says {text_width(needed[READS_TEXT][1])}: {TOGETHER}"
             )
     faults = []
     missing = [name for name in needed if name not in places]

@@ -95,7 +95,7 @@ def read_lists(cfg: UNetConfig, json: Settings) -> UNetConfig:
     return replace(cfg, mid_depth=middle, **depths(down_depth, up_depth))
 
 
-def read_depth(json: Settings, key: str, blocks: int | list[int], resnets: int) -> Depth:
+def read_depth(json: Settings, key: str, blocks: Depth | list[int], resnets: int) -> Depth:
     """Of one level. diffusers passes over the rest of a list that is too long."""
     if not isinstance(blocks, list):
         return blocks
