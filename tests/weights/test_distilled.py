@@ -358,3 +358,12 @@ def test_a_folder_whose_unet_without_a_middle_reads_another_text(tmp_path):
     )
     with pytest.raises(CheckpointError, match="attn2.to_k.weight"):
         weights.load(tmp_path)
+
+
+def test_a_part_of_a_whole_file(tmp_path):
+    tiny_folder("tiny", tmp_path / "folder")
+    first = weights.load(tmp_path / "folder")
+    weights.save(first, tmp_path / "file.safetensors")
+    for part, expected in {"unet": first.unet, "vae": first.vae, **first.texts}.items():
+        found = weights.load_part(tmp_path / "file.safetensors", part)
+        assert all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in expected.state_dict().items())
