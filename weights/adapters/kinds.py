@@ -14,6 +14,8 @@ from torch import Tensor
 from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
 
 from ..disk.settings import WIDTH, Settings, is_number
+from ..errors import shown
+from .patterns import LONGEST, fits_end, parse
 
 FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
@@ -62,7 +64,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
     "use_qalora": (False,),
     "use_bdlora": (None,),
 }
-NAME = re.compile(r"[\w.]+")
+NAME = re.compile(r"\^?[\w.]+\$?")  # in patterns of peft; others are regular expressions
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -103,17 +105,29 @@ def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
 
 
 def by_pattern(config: Settings, key: str, path: str, default: float) -> float:
-    """The value of the first name that the path is, or ends with; peft's regular expressions are not followed."""
+    """The value of the first name or regular expression that describes the path, or the end of it after a dot."""
     table = config.values.get(key) or {}
     if not isinstance(table, dict) or not all(map(is_number, table.values())):
         config.refuse(key, "an object from names to numbers is expected")
+    patterns = [pattern for pattern in table if not NAME.fullmatch(pattern)]
+    if patterns and len(path) + sum(map(len, patterns)) > LONGEST:
+        config.refuse(key, f"regular expressions and names of more than {LONGEST} characters are not followed")
     for pattern, value in table.items():
-        name = pattern.removeprefix("^").removesuffix("$")
-        if not NAME.fullmatch(name):
-            config.refuse(key, f"{name!r} is a regular expression: only plain names are read")
-        if path == name or path.endswith("." + name) and not pattern.startswith("^"):
+        if NAME.fullmatch(pattern):
+            name = pattern.removeprefix("^").removesuffix("$")
+            found = path == name or path.endswith("." + name) and not pattern.startswith("^")
+        else:
+            found = fits_pattern(config, key, pattern, path)
+        if found:
             return value
     return default
+
+
+def fits_pattern(config: Settings, key: str, pattern: str, path: str) -> bool:
+    try:
+        return fits_end(parse(pattern), path)
+    except ValueError as error:
+        config.refuse(key, f"the regular expression {shown(pattern)} cannot be followed, {error}")
 
 
 def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:

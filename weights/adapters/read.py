@@ -4,7 +4,11 @@ kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora
             lora_te_, in SDXL lora_te1_ and lora_te2_; SDXL's UNet also in sgm's names; LyCORIS adds other kinds
 diffusers   unet.<path>.lora_A.weight, .lora_B.weight; before that <path>.lora.down.weight, and at first
             <path>.attn1.processor.to_q_lora.down.weight; text_encoder., text_encoder_2.
-peft        base_model.model.<path>.lora_A.weight, and adapter_config.json beside the file
+peft        base_model.model.<path>.lora_A.weight, and adapter_config.json beside the file; lora_A.<name>.weight where a
+            trainer saved the network itself
+others      ComfyUI, OneTrainer, LyCORIS, SimpleTuner: docs/adapters.md lists them, names.py reads their names
+
+Beside the changes there may be new words, bundle_emb.<word>.<...>: embedding.py reads them.
 """
 
 import re
@@ -12,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from torch import Tensor
 
@@ -26,7 +30,7 @@ from ..disk.settings import Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
 from .kinds import build, scale_of, split_key
-from .names import names_of
+from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_name, whose, words_in
 
 T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
@@ -51,30 +55,39 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     table = names_of(model, part)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
     deltas: dict[str, Delta] = {}
+    unread: list[str] = []
     for module, group in groups.items():
-        key = next(iter(group.values()))[0]
-        homes = table.get(module, [])
-        fields = {field: tensor for field, (_, tensor) in group.items()}
-        scale = scale_of(module, fields, configs)
-        try:
-            changes = build(fields, scale)
-        except ValueError as error:
-            if homes:
-                raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
-            changes = {}
+        keys = [key for key, _ in group.values()]
+        usual = usual_name(module)
+        homes = table.get(usual, [])
+        changes = read_changes(path, module, group, configs, bool(homes))
         if READS_TEXT.search(module) and "weight" in changes:
             check_family(path, changes["weight"].shape, model)
         if len(homes) > 1:
-            raise CheckpointError(f"{path}: {shown(key)} could be of {' or '.join(homes)}: choose one as part")
+            raise CheckpointError(f"{path}: {shown(keys[0])} could be of {' or '.join(homes)}: choose one as part")
         if not homes:
-            unmatched += [key for key, _ in group.values()]
+            left = unread if usual in UNREAD else unmatched
+            left += keys
             continue
         for kind, delta in changes.items():
             name = f"{homes[0]}.{kind}"
-            check_place(path, key, name, delta, shapes, deltas)
+            check_place(path, keys[0], name, delta, shapes, deltas)
             deltas[name] = delta
     check_matched(path, deltas, unmatched, partial)
-    return Adapter(deltas, str(source), metadata, tuple(unmatched))
+    return Adapter(deltas, str(source), metadata, (*unmatched, *unread), words_in(tensors))
+
+
+def read_changes(path: Path, module: str, group: Group[Tensor], configs: Mapping, has_home: bool) -> dict[str, Delta]:
+    """What a file changes in one module. A module that the model does not have may be of any kind, known or not."""
+    key = next(iter(group.values()))[0]
+    fields = {field: tensor for field, (_, tensor) in group.items()}
+    scale = scale_of(module, fields, configs)
+    try:
+        return build(fields, scale)
+    except ValueError as error:
+        if has_home:
+            raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
+        return {}
 
 
 class NotAnAdapter(CheckpointError):
@@ -94,13 +107,14 @@ class Change(NamedTuple):
 @dataclass(frozen=True)
 class AdapterFile:
     """An adapter without the model that it is for. unknown: keys that no adapter has. problems: one line for each
-    module whose tensors do not make up a change."""
+    module whose tensors do not make up a change. words: new words that lie beside the changes."""
 
     path: Path
     changes: tuple[Change, ...]
     unknown: tuple[str, ...]
     problems: tuple[str, ...]
     metadata: Mapping[str, str]
+    words: tuple[str, ...] = ()
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Key and value, as float32, of each tensor."""
@@ -131,7 +145,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
         inner = delta.direction if isinstance(delta, DoRA) else delta
         rank = getattr(inner, "rank", None) or 0
         changes.append(Change(module, type(delta).__name__, rank, round(scale * rank, 6)))
-    return AdapterFile(path, tuple(changes), tuple(unknown), tuple(problems), metadata)
+    return AdapterFile(path, tuple(changes), tuple(unknown), tuple(problems), metadata, words_in(tensors))
 
 
 def adapter_file(source: Path) -> Path:
@@ -161,30 +175,50 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group[T]], list[str]]:
-    """The tensors by module, and the keys that are no adapter's."""
+    """The tensors by module, and the keys that are no adapter's; new words beside it count as neither."""
     groups: dict[str, Group[T]] = defaultdict(dict)
     unknown = []
+    adapters = set()
     for key, tensor in tensors.items():
+        if key.startswith(BUNDLED):
+            continue
+        plain, adapter = split_adapter(key)
+        adapters.add(adapter)
         try:
-            module, field = split_key(key)
+            module, field = split_key(plain)
         except ValueError as error:
             raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
         if field in groups[module]:
-            raise CheckpointError(
-                f"{path}: {shown(key)} and {shown(groups[module][field][0])} are two names of one tensor"
-            )
+            refuse_twice(path, key, groups[module][field][0], adapters)
         if field:
             groups[module][field] = key, tensor
         else:
             unknown.append(key)
+    check_alone(path, adapters)
     return {module: group for module, group in groups.items() if group}, unknown
+
+
+def check_alone(path: Path, adapters: set[str]) -> None:
+    """adapters: by the names inside the keys, "" where a key has none."""
+    names = sorted(adapters - {""})
+    if len(names) > 1:
+        raise CheckpointError(f"{path} holds several adapters, {listed(names)}: save each in a file of its own")
+
+
+def refuse_twice(path: Path, key: str, other: str, adapters: set[str]) -> NoReturn:
+    check_alone(path, adapters)
+    raise CheckpointError(f"{path}: {shown(key)} and {shown(other)} are two names of one tensor")
 
 
 def read_configs(path: Path, tensors: Mapping, metadata: Mapping[str, str]) -> dict[str, Settings]:
     """peft's configuration by network, under "" if the file has one network and does not say which."""
-    bare = any(key.startswith("base_model.model.") for key in tensors)
     beside = path.with_name("adapter_config.json")
-    if bare:  # without alpha in the tensors the strength would be a guess
+    of_peft = any("base_model.model." in key or split_adapter(key)[1] for key in tensors)
+    saved_alone = any(key.startswith("base_model.model.") for key in tensors)
+    has_alpha = any(key.endswith(".alpha") for key in tensors)
+    if saved_alone and not has_alpha:  # without a configuration the strength would be a guess
+        return {"": Settings.read(beside)}
+    if of_peft and beside.exists():
         return {"": Settings.read(beside)}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
@@ -219,10 +253,16 @@ def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, del
 
 
 def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool) -> None:
+    other = whose(unmatched)
     if not deltas:
         raise CheckpointError(
             f"{path} holds nothing for this model: none of its {len(unmatched)} tensors has a place "
-            f"there, {listed(unmatched)}"
+            f"there, {listed(unmatched)}" + (f"; it is an adapter for {other}" if other else "")
+        )
+    if other:  # what fits, such as a text tower's part, was trained for another model
+        raise CheckpointError(
+            f"{path} is an adapter for {other}: {len(unmatched)} tensors have no place in the model, "
+            f"{listed(unmatched)}"
         )
     if unmatched and not partial:
         error = CheckpointError(
