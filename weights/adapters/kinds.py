@@ -1,7 +1,7 @@
 """What an adapter file holds for one module -> the change of its weight, for every kind of adapter and its spellings.
 
 Endings of the keys and shapes: kohya-ss/sd-scripts (networks/lora.py), KohakuBlueleaf/LyCORIS (lycoris/modules), peft
-(tuners/lora, loha, lokr) and diffusers (loaders).
+(tuners/lora, loha, lokr) and diffusers (loaders). algorithms.py has GLoRA and the kinds that multiply.
 """
 
 import re
@@ -11,10 +11,12 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, PeftDoRA, Product, Replacement, Sum
+from ldm.adapters.products import IA3
 
 from ..disk.settings import WIDTH, Settings, is_number
 from ..errors import shown
+from .algorithms import ENDINGS, glora_rank, matrix, one, read_algorithm
 from .patterns import LONGEST, fits_end, parse
 
 FIELDS = {  # how keys end -> what the tensor is
@@ -22,9 +24,12 @@ FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "up" for name in ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")},
     "lora_mid.weight": "core",
     "alpha": "alpha",
+    "scalar": "scalar",
     "diff": "diff",
     "w_norm": "diff",
+    "set_weight": "new",  # ComfyUI's
     "diff_b": "bias",
+    "bias.diff": "bias",
     "b_norm": "bias",
     "lora_B.bias": "up_bias",
     "dora_scale": "dora_scale",
@@ -48,16 +53,19 @@ FIELDS = {  # how keys end -> what the tensor is
             "lokr_t2",
         )
     },
+    **ENDINGS,
 }
 REFUSED = {  # how keys end -> the kind of adapter, which is not implemented
-    **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"), "GLoRA"),
-    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "oft_R.weight", "boft_R", "boft_s"), "OFT or BOFT"),
-    **dict.fromkeys(("on_input", "ia3_l"), "IA3"),
+    **dict.fromkeys(("oft_R", "oft_r", "oft_R.weight"), "OFT of peft and OneTrainer"),
+    **dict.fromkeys(("boft_R", "boft_s"), "BOFT of peft"),
+    **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
+    "reshape_weight": "a change of a weight's shape, as of control LoRA for Flux,",
 }
+IMPLEMENTED = "LoRA, LoHa, LoKr, DoRA, GLoRA, (IA)^3, OFT, BOFT and full differences"
 FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")  # of the first diffusers files
 RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # (r i); the last is missing where LoKr is not factored
 CONFIG = {  # peft's settings -> the values that we implement, or that concern its training only
-    "peft_type": ("LORA", "LOHA", "LOKR"),
+    "peft_type": ("LORA", "LOHA", "LOKR", "IA3"),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
     "fan_in_fan_out": (False,),
     "layer_replication": (None,),
@@ -75,23 +83,33 @@ def split_key(key: str) -> tuple[str, str]:
         module, *rest = key.rsplit(".", n)
         ending = ".".join(rest)
         if ending in REFUSED:
-            raise ValueError(f"{REFUSED[ending]} is not implemented; LoRA, LoHa, LoKr, DoRA and full differences are")
+            raise ValueError(f"{REFUSED[ending]} is not implemented; {IMPLEMENTED} are")
+        if ending == "oft_blocks" and module.startswith("oft_unet_"):
+            return module, "kohya_blocks"
         if ending in FIELDS:
             return module, FIELDS[ending]
     return key, ""
 
 
 def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Settings]) -> float:
-    """alpha / rank: from the file's alpha, from peft's configuration of this network, or else 1. LyCORIS does not scale
-    a LoKr that is not factored. CheckpointError for a configuration that cannot be followed."""
+    """alpha / rank: from the file's alpha, from peft's configuration of this network, or else 1. An alpha of 0 stands
+    for the rank, as in kohya's tools and LyCORIS. LyCORIS does not scale a LoKr that is not factored, and multiplies by
+    `scalar`, where a file has one. CheckpointError for a configuration that cannot be followed."""
     rank = next((len(fields[name]) for name in RANKED if name in fields and fields[name].ndim), None)
+    if "a1" in fields:
+        rank = glora_rank(fields)
+    scalar = fields.get("scalar")
+    factor = scalar.item() if scalar is not None and scalar.numel() == 1 else 1.0
     if "alpha" in fields and fields["alpha"].numel() == 1:
-        return fields["alpha"].item() / rank if rank else 1.0
+        alpha = fields["alpha"].item()
+        if rank and alpha:
+            return factor * alpha / rank
+        return factor
     part, _, path = module.partition(".")
     if part not in configs:
         part = ""
         path = module
-    return scale_from_config(configs[part], path, rank) if part in configs else 1.0
+    return factor * scale_from_config(configs[part], path, rank) if part in configs else factor
 
 
 def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
@@ -141,9 +159,12 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
         if "up_bias" in left and "bias" not in changes:
             bias = left.pop("up_bias")
             changes["bias"] = Full(scale * bias.to(torch.promote_types(bias.dtype, torch.float32)))
-        for name in ("magnitude", "dora_scale"):
-            if name in left and not isinstance(change, DoRA):
-                change = DoRA(change, column(left.pop(name), name))
+        if isinstance(change, Sum) and "magnitude" in left:
+            change = PeftDoRA(change, column(left.pop("magnitude"), "magnitude"))
+        elif isinstance(change, Sum) and "dora_scale" in left:
+            change = DoRA(change, column(left.pop("dora_scale"), "dora_scale"))
+        if isinstance(change, IA3) and "ia3_l" in fields and not change.on_input and "bias" not in changes:
+            changes["bias"] = change  # peft scales the outputs as they leave the layer, after its bias
         changes["weight"] = change
     if left:
         used = sorted(fields.keys() - left.keys())
@@ -156,18 +177,28 @@ def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
     try:
         if "diff" in fields:
             return Full(fields.pop("diff"))
-        if fields.pop("alpha", torch.ones(1)).numel() != 1:
-            raise ValueError("alpha must be one number")
-        if fields.keys() & {"lokr_w1", "lokr_w1_a"}:
-            return LoKr(factor(fields, "lokr_w1"), factor(fields, "lokr_w2"), scale)
-        if "hada_w1_a" in fields:
-            return LoHa(product(fields, "hada_w1"), product(fields, "hada_w2"), scale)
-        up = fields.pop("up")
-        down = fields.pop("down")
-        core = fields.pop("core", None)
-        return LoRA(matrix(up), down if core is None else matrix(down), core, scale)
+        if "new" in fields:
+            return Replacement(fields.pop("new"))
+        alpha = None
+        if "alpha" in fields:
+            alpha = one(fields.pop("alpha"), "alpha")
+        change = read_algorithm(fields, scale, alpha)
+        if change is None or isinstance(change, Sum):
+            one(fields.pop("scalar", torch.ones(1)), "scalar")  # it is part of the scale
+        return change or read_factors(fields, scale)
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from None
+
+
+def read_factors(fields: dict[str, Tensor], scale: float) -> LoRA | LoHa | LoKr:
+    if fields.keys() & {"lokr_w1", "lokr_w1_a"}:
+        return LoKr(factor(fields, "lokr_w1"), factor(fields, "lokr_w2"), scale)
+    if "hada_w1_a" in fields:
+        return LoHa(product(fields, "hada_w1"), product(fields, "hada_w2"), scale)
+    up = fields.pop("up")
+    down = fields.pop("down")
+    core = fields.pop("core", None)
+    return LoRA(matrix(up), down if core is None else matrix(down), core, scale)
 
 
 def factor(fields: dict[str, Tensor], name: str) -> Full | Product:
@@ -185,11 +216,6 @@ def product(fields: dict[str, Tensor], name: str) -> Product:
     if core is not None and first.ndim == 2:
         first = first.T
     return Product(first, second, core)
-
-
-def matrix(tensor: Tensor) -> Tensor:
-    """A 1x1 convolution as a matrix."""
-    return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
 def column(magnitude: Tensor, name: str) -> Tensor:

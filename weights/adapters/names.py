@@ -10,7 +10,7 @@ kohya's underscores cannot be turned back into dots, so names are looked up in a
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -120,9 +120,10 @@ def words_in(keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(split_word(key)[0] for key in keys if key.startswith(BUNDLED)))
 
 
-def whose(keys: Iterable[str]) -> str:
-    """What an adapter is for whose keys have names of another kind of network; "" if none has."""
-    keys = [key.replace("base_model.model.", "", 1) for key in keys]
+def whose(keys: Sequence[str]) -> str:
+    """What an adapter is for whose keys have names of another kind of network; "" if none has. The first thousand of
+    them tell it."""
+    keys = [key.replace("base_model.model.", "", 1) for key in keys[:1000]]
     for pattern, title in OTHERS.items():
         if any(re.match(pattern, key) for key in keys):
             return title

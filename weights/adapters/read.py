@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, fits
 from ldm.adapters.lora import Adapter, parameters
+from ldm.adapters.products import IA3
 from ldm.model import Model
 
 from ..checkpoint import read_values, text_width
@@ -71,6 +72,8 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
             continue
         for kind, delta in changes.items():
             name = f"{homes[0]}.{kind}"
+            if isinstance(delta, IA3) and kind == "bias" and name not in shapes:
+                continue  # it scales what the layer gives, and this one has no bias
             check_place(path, keys[0], name, delta, shapes, deltas)
             deltas[name] = delta
     check_matched(path, deltas, unmatched, partial)
@@ -195,7 +198,12 @@ def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group
         else:
             unknown.append(key)
     check_alone(path, adapters)
-    return {module: group for module, group in groups.items() if group}, unknown
+    for module, group in groups.items():  # only beside (IA)^3's "on_input" is a "weight" an adapter's
+        key = f"{module}.weight"
+        if "on_input" in group and key in tensors:
+            group["weight"] = key, tensors[key]
+    used = {key for group in groups.values() for key, _ in group.values()}
+    return {module: group for module, group in groups.items() if group}, [key for key in unknown if key not in used]
 
 
 def check_alone(path: Path, adapters: set[str]) -> None:
