@@ -12,8 +12,9 @@ Beside the changes there may be new words, bundle_emb.<word>.<...>: embedding.py
 """
 
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
@@ -45,8 +46,9 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
 
     part: "unet", "text_encoder" or "text_encoder_2" looks for places in that network only, and says whose the names
     are where a file does not, as peft's for one of two text towers. partial: keys that have no place are listed in
-    Adapter.unmatched; else they are an error, whose __notes__ list them all.
-    The tensors stay in the file until they are used: leave it as it is meanwhile.
+    Adapter.unmatched; else they are an error, whose __notes__ list them all. Warns of new words beside the adapter,
+    Adapter.words, that the model does not know. The tensors stay in the file until they are used: leave it as it is
+    meanwhile.
     Raises CheckpointError, one line, for whatever is wrong with the file, or if nothing in it is for this model.
     """
     path = adapter_file(Path(source))
@@ -77,7 +79,11 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
             check_place(path, keys[0], name, delta, shapes, deltas)
             deltas[name] = delta
     check_matched(path, deltas, unmatched, partial)
-    return Adapter(deltas, str(source), metadata, (*unmatched, *unread), words_in(tensors))
+    words = words_in(tensors)
+    unknown = [word for word in words if model.tokenizer is None or word not in model.tokenizer.added]
+    if unknown:
+        warnings.warn(f"{path} also holds the words {listed(unknown)}: add_embedding makes them known", stacklevel=2)
+    return Adapter(deltas, str(source), metadata, (*unmatched, *unread), words)
 
 
 def read_changes(path: Path, module: str, group: Group[Tensor], configs: Mapping, has_home: bool) -> dict[str, Delta]:
@@ -151,25 +157,28 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     return AdapterFile(path, tuple(changes), tuple(unknown), tuple(problems), metadata, words_in(tensors))
 
 
-def adapter_file(source: Path) -> Path:
+def adapter_file(source: Path, usual: Collection[str] = FILES, without: Collection[str] = ()) -> Path:
+    """The file itself, or the one in a folder: of the usual name, or the only one that is not in `without`."""
     if not source.is_dir():
         return source
     names = names_in(source)
-    found = [name for name in FILES if name in names] or [name for name in names if name.endswith(".safetensors")]
+    found = [name for name in usual if name in names]
+    found = found or [name for name in names if name.endswith(".safetensors") and name not in without]
     if len(found) != 1:
         problem = f"several adapters: choose one of {listed(found)}" if found else f"no adapter: {why_none(names)}"
         raise NotAnAdapter(f"{source} holds {problem}")
     return source / found[0]
 
 
-def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a small file, as views of it, all finite; and its metadata."""
+def read_all(path: Path, keys: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a small file, or those of the keys, as views of it, all finite; and its metadata."""
     header = read_header(path)
-    for key, entry in header.entries.items():
+    entries = {key: entry for key, entry in header.entries.items() if keys is None or key in keys}
+    for key, entry in entries.items():
         if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
     with open_mapped(path) as file:
-        tensors = {key: file.get_tensor(key) for key in header.entries}
+        tensors = {key: file.get_tensor(key) for key in entries}
     tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
     for key, tensor in tensors.items():
         if not is_finite(tensor):

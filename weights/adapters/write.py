@@ -18,8 +18,8 @@ from ..disk.write import atomic_path, write_tensors
 from ..errors import CheckpointError
 from ..layouts.names import rename, unet_table
 from .algorithms import algorithm_fields
-from .embedding import read_embedding
-from .names import kohya_heads
+from .embedding import read_file
+from .names import kohya_heads, words_in
 from .read import group_tensors, read_all
 
 
@@ -59,7 +59,7 @@ def is_adapter(source: str | Path) -> bool:
     keys = read_header(path).entries
     if group_tensors(path, keys)[0]:
         return True
-    return len(keys) <= 2 and bool(read_embedding(path))
+    return (bool(words_in(keys)) or len(keys) <= 2) and bool(read_file(path))
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
