@@ -312,7 +312,7 @@ def test_words_beside_an_adapter(tmp_path):
     path, model = tmp_path / "a.safetensors", shared_model("sd15")
     words = {"bundle_emb.my.cat.clip_l": torch.ones(2, 32), "bundle_emb.alpha.alpha": torch.ones(1, 32)}
     save_file(GOOD | words, path)
-    with pytest.warns(UserWarning, match="also holds the words 'alpha', 'my.cat': add_embedding makes them known"):
+    with pytest.warns(UserWarning, match="also holds the words 'alpha', 'my.cat': add_embedding .* makes"):
         adapter = load_adapter(path, model)
     assert list(adapter.deltas) == [f"{Q}.weight"] and adapter.words == ("alpha", "my.cat") and adapter.unmatched == ()
     assert describe_adapter(path).words == ("alpha", "my.cat") and describe_adapter(path).unknown == ()

@@ -80,9 +80,9 @@ def read_pair(paths: list[Path]) -> dict[str, Embedding]:
     """One word, from a file for each tower. Of diffusers' names the second tells that it is of the second tower."""
     if any(is_second(path) for path in paths[:1]):
         paths = paths[::-1]
-    found = [choose_word(read_file(path), None) for path in paths]
-    if len(found) != 2 or any(len(word.vectors) > 1 for word in found):
-        names = listed([str(path) for path in paths])
+    found = [choose_word(read_file(path), None) for path in paths[:2]]
+    if len(paths) != 2 or any(len(word.vectors) > 1 for word in found):
+        names = listed([str(path) for path in paths]) or "no file"
         raise CheckpointError(f"{names}: one file, or two with the vectors of one tower each are expected")
     first, second = found
     if second.token not in (first.token, paths[1].stem):  # the stem stands for a token that is not named

@@ -82,7 +82,8 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     words = words_in(tensors)
     unknown = [word for word in words if model.tokenizer is None or word not in model.tokenizer.added]
     if unknown:
-        warnings.warn(f"{path} also holds the words {listed(unknown)}: add_embedding makes them known", stacklevel=2)
+        how = "add_embedding (txt2img: --embedding FILE:WORD) makes them known"
+        warnings.warn(f"{path} also holds the words {listed(unknown)}: {how}", stacklevel=2)
     return Adapter(deltas, str(source), metadata, (*unmatched, *unread), words)
 
 
