@@ -163,6 +163,9 @@ class GLoRA(Sum):
         return self.scale * (mixed + self.added.value(like).reshape(like.shape))
 
 
+Added = Full | LoRA | LoHa | LoKr | GLoRA
+
+
 @dataclass(frozen=True)
 class DoRA:
     """The changed weight gets the magnitudes that were learned: one for each output (o 1), or for each input (1 i).
@@ -171,7 +174,7 @@ class DoRA:
     the rounding unit is added. This is the rule of kohya's tools, LyCORIS and ComfyUI for `dora_scale`.
     """
 
-    direction: LoRA | LoHa | LoKr | GLoRA | Full
+    direction: Added
     magnitude: Tensor
 
     def __post_init__(self):
@@ -211,7 +214,7 @@ class PeftDoRA(DoRA):
         return (weight + change) * self.magnification(base + change, eps=0.0)
 
 
-Delta = Full | LoRA | LoHa | LoKr | GLoRA | DoRA | IA3 | OFT | BOFT
+Delta = Added | DoRA | IA3 | OFT | BOFT
 
 
 def fits(delta: Delta, weight: tuple[int, ...]) -> bool:

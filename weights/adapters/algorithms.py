@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, GLoRA, Product
+from ldm.adapters.deltas import GLoRA, Product
 from ldm.adapters.products import BOFT, IA3, OFT, KohyaOFT, OFTDiag
 
 ENDINGS = {  # how keys end -> what the tensor is
@@ -20,7 +20,7 @@ ENDINGS = {  # how keys end -> what the tensor is
 GLORA = ("a1", "a2", "b1", "b2")
 
 
-def read_algorithm(fields: dict[str, Tensor], scale: float, alpha: float | None) -> Delta | None:
+def read_algorithm(fields: dict[str, Tensor], scale: float, alpha: float | None) -> GLoRA | IA3 | OFT | BOFT | None:
     """scale: alpha over rank. alpha: None where the file has none. None if the fields are of another algorithm."""
     if fields.keys() & set(GLORA):
         return read_glora(fields, scale)
@@ -49,6 +49,9 @@ def read_glora(fields: dict[str, Tensor], scale: float) -> GLoRA:
 
 def is_old_glora(fields: Mapping[str, Tensor]) -> bool:
     """A weight (i i) has factors of equal shapes in both generations: the smaller number is taken for the rank."""
+    for name in GLORA:
+        if fields[name].ndim < 2:
+            raise ValueError(f"factors of the shape {tuple(fields[name].shape)} are no matrices or kernels")
     (a1, _), (a2, wide), (b1, _), (_, b2) = (fields[name].shape[:2] for name in GLORA)
     is_old = a1 == wide == b1 == b2
     is_new = fields["a1"].shape[1] == a2 == fields["b1"].shape[1] == fields["b2"].shape[0]

@@ -11,8 +11,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, PeftDoRA, Product, Sum
-from ldm.adapters.products import IA3
+from ldm.adapters.deltas import Added, Delta, DoRA, Full, LoHa, LoKr, LoRA, PeftDoRA, Product
+from ldm.adapters.products import BOFT, IA3, OFT
 
 from ..disk.settings import WIDTH, Settings, is_number
 from .algorithms import ENDINGS, glora_rank, matrix, one, read_algorithm
@@ -143,9 +143,9 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
         if "up_bias" in left and "bias" not in changes:
             bias = left.pop("up_bias")
             changes["bias"] = Full(scale * bias.to(torch.promote_types(bias.dtype, torch.float32)))
-        if isinstance(change, Sum) and "magnitude" in left:
+        if isinstance(change, Added) and "magnitude" in left:
             change = PeftDoRA(change, column(left.pop("magnitude"), "magnitude"))
-        elif isinstance(change, Sum) and "dora_scale" in left:
+        elif isinstance(change, Added) and "dora_scale" in left:
             change = DoRA(change, column(left.pop("dora_scale"), "dora_scale"))
         if isinstance(change, IA3) and "ia3_l" in fields and not change.on_input and "bias" not in changes:
             changes["bias"] = change  # peft scales the outputs as they leave the layer, after its bias
@@ -156,7 +156,7 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
     return changes
 
 
-def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
+def read_direction(fields: dict[str, Tensor], scale: float) -> Added | IA3 | OFT | BOFT:
     """Takes out of fields what it uses."""
     try:
         if "diff" in fields:
@@ -165,7 +165,7 @@ def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
         if "alpha" in fields:
             alpha = one(fields.pop("alpha"), "alpha")
         change = read_algorithm(fields, scale, alpha)
-        if change is None or isinstance(change, Sum):
+        if change is None or isinstance(change, Added):
             one(fields.pop("scalar", torch.ones(1)), "scalar")  # it is part of the scale
         return change or read_factors(fields, scale)
     except KeyError as error:

@@ -24,8 +24,11 @@ def names_of(model: Model, part: str | None) -> dict[str, list[str]]:
         for path, module in network.named_modules():
             if part in (None, name) and isinstance(getattr(module, "weight", None), nn.Parameter):
                 for spelling in spellings(name, path, sgm):
-                    for form in (f"{name}.{spelling}", spelling, heads[name] + spelling.replace(".", "_")):
+                    flat = spelling.replace(".", "_")
+                    for form in (f"{name}.{spelling}", spelling, heads[name] + flat):
                         table[form].append(f"{name}.{path}")
+                    if name == "unet":
+                        table[f"oft_unet_{flat}"].append(f"{name}.{path}")  # kohya's OFT
     return table
 
 
