@@ -42,6 +42,20 @@ class Full(Sum):
 
 
 @dataclass(frozen=True)
+class Replacement(Sum):
+    """The new weight itself, to which strength 1 goes, whatever the old one is."""
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    def value(self, like: Tensor) -> Tensor:
+        return self.weight.to(like).reshape(like.shape) - like
+
+
+@dataclass(frozen=True)
 class Product(Sum):
     """up (o r) @ down, which is (r i) or (r i h w). With a core (r r h w) it is Tucker's form: a 1x1 convolution `down`
     (r i), the core, a 1x1 convolution `up`. ValueError if the factors do not fit each other."""
@@ -163,7 +177,7 @@ class GLoRA(Sum):
         return self.scale * (mixed + self.added.value(like).reshape(like.shape))
 
 
-Added = Full | LoRA | LoHa | LoKr | GLoRA
+Added = Full | Replacement | LoRA | LoHa | LoKr | GLoRA
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ from .deltas import Delta, LoRA, PeftDoRA, fits
 @dataclass(frozen=True)
 class Adapter:
     """deltas: name of a parameter, such as "unet.mid_block.attentions.0.proj_in.weight", -> its change. unmatched:
-    keys of the file that have no place in the model, if that was allowed."""
+    keys of the file that have no place in the model, if that was allowed. words: new words that lie in the file beside
+    the changes, for weights.add_embedding."""
 
     deltas: dict[str, Delta]
     source: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 Weighted = Sequence[tuple[Adapter, float]]  # adapters, each with its strength

@@ -572,7 +572,6 @@ FAULTS = {  # tensors -> what the error says
     ),
     "T-LoRA": ({"lambda_layer": (2,)}, "T-LoRA is not implemented"),
     "peft's BOFT": ({"boft_R": (1, 2, 4, 4)}, "BOFT of peft is not implemented"),
-    "ComfyUI's set": ({"set_weight": (8, 6)}, "a weight that is set, as ComfyUI does, is not implemented"),
 }
 
 

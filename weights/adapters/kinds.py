@@ -11,11 +11,13 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Added, Delta, DoRA, Full, LoHa, LoKr, LoRA, PeftDoRA, Product
+from ldm.adapters.deltas import Added, Delta, DoRA, Full, LoHa, LoKr, LoRA, PeftDoRA, Product, Replacement
 from ldm.adapters.products import BOFT, IA3, OFT
 
 from ..disk.settings import WIDTH, Settings, is_number
+from ..errors import shown
 from .algorithms import ENDINGS, glora_rank, matrix, one, read_algorithm
+from .patterns import LONGEST, fits_end, parse
 
 FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
@@ -25,7 +27,9 @@ FIELDS = {  # how keys end -> what the tensor is
     "scalar": "scalar",
     "diff": "diff",
     "w_norm": "diff",
+    "set_weight": "new",  # ComfyUI's
     "diff_b": "bias",
+    "bias.diff": "bias",
     "b_norm": "bias",
     "lora_B.bias": "up_bias",
     "dora_scale": "dora_scale",
@@ -55,7 +59,7 @@ REFUSED = {  # how keys end -> the kind of adapter, which is not implemented
     **dict.fromkeys(("oft_R", "oft_r", "oft_R.weight"), "OFT of peft and OneTrainer"),
     **dict.fromkeys(("boft_R", "boft_s"), "BOFT of peft"),
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
-    **dict.fromkeys(("set_weight", "reshape_weight"), "a weight that is set, as ComfyUI does,"),
+    "reshape_weight": "a change of a weight's shape, as of control LoRA for Flux,",
 }
 IMPLEMENTED = "LoRA, LoHa, LoKr, DoRA, GLoRA, (IA)^3, OFT, BOFT and full differences"
 FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")  # of the first diffusers files
@@ -68,7 +72,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
     "use_qalora": (False,),
     "use_bdlora": (None,),
 }
-NAME = re.compile(r"[\w.]+")
+NAME = re.compile(r"\^?[\w.]+\$?")  # in patterns of peft; others are regular expressions
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -119,17 +123,29 @@ def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
 
 
 def by_pattern(config: Settings, key: str, path: str, default: float) -> float:
-    """The value of the first name that the path is, or ends with; peft's regular expressions are not followed."""
+    """The value of the first name or regular expression that describes the path, or the end of it after a dot."""
     table = config.values.get(key) or {}
     if not isinstance(table, dict) or not all(map(is_number, table.values())):
         config.refuse(key, "an object from names to numbers is expected")
+    patterns = [pattern for pattern in table if not NAME.fullmatch(pattern)]
+    if patterns and len(path) + sum(map(len, patterns)) > LONGEST:
+        config.refuse(key, f"regular expressions and names of more than {LONGEST} characters are not followed")
     for pattern, value in table.items():
-        name = pattern.removeprefix("^").removesuffix("$")
-        if not NAME.fullmatch(name):
-            config.refuse(key, f"{name!r} is a regular expression: only plain names are read")
-        if path == name or path.endswith("." + name) and not pattern.startswith("^"):
+        if NAME.fullmatch(pattern):
+            name = pattern.removeprefix("^").removesuffix("$")
+            found = path == name or path.endswith("." + name) and not pattern.startswith("^")
+        else:
+            found = fits_pattern(config, key, pattern, path)
+        if found:
             return value
     return default
+
+
+def fits_pattern(config: Settings, key: str, pattern: str, path: str) -> bool:
+    try:
+        return fits_end(parse(pattern), path)
+    except ValueError as error:
+        config.refuse(key, f"the regular expression {shown(pattern)} cannot be followed, {error}")
 
 
 def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
@@ -161,6 +177,8 @@ def read_direction(fields: dict[str, Tensor], scale: float) -> Added | IA3 | OFT
     try:
         if "diff" in fields:
             return Full(fields.pop("diff"))
+        if "new" in fields:
+            return Replacement(fields.pop("new"))
         alpha = None
         if "alpha" in fields:
             alpha = one(fields.pop("alpha"), "alpha")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product, Replacement
 from ldm.adapters.lora import Adapter, check, networks, parameters
 from ldm.adapters.products import IA3, KohyaOFT
 from ldm.model import Model
@@ -18,8 +18,8 @@ from ..disk.write import atomic_path, write_tensors
 from ..errors import CheckpointError
 from ..layouts.names import rename, unet_table
 from .algorithms import algorithm_fields
-from .embedding import read_embedding
-from .names import kohya_heads
+from .embedding import read_file
+from .names import kohya_heads, words_in
 from .read import group_tensors, read_all
 
 
@@ -59,7 +59,7 @@ def is_adapter(source: str | Path) -> bool:
     keys = read_header(path).entries
     if group_tensors(path, keys)[0]:
         return True
-    return len(keys) <= 2 and bool(read_embedding(path))
+    return (bool(words_in(keys)) or len(keys) <= 2) and bool(read_file(path))
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,6 +99,8 @@ def kohya_fields(delta: Delta, is_kernel: bool) -> dict[str, Tensor]:
             return kohya_fields(inner, is_kernel) | {"dora_scale": shaped(magnitude)}
         case Full(change):
             return {"diff": change}
+        case Replacement(weight):
+            return {"set_weight": weight}
         case LoKr(Full(first), Full() as second, scale):  # LyCORIS applies no alpha to this one
             return factor_fields(Full(scale * first), "lokr_w1") | factor_fields(second, "lokr_w2")
         case LoKr(first, second):
