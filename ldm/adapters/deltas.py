@@ -14,7 +14,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from .products import BOFT, IA3, OFT
+from .products import BOFT, IA3, OFT, InputOFT
 
 
 class Sum:
@@ -228,12 +228,13 @@ class PeftDoRA(DoRA):
         return (weight + change) * self.magnification(base + change, eps=0.0)
 
 
-Delta = Added | DoRA | IA3 | OFT | BOFT
+Multiplied = IA3 | OFT | BOFT | InputOFT
+Delta = Added | DoRA | Multiplied
 
 
 def fits(delta: Delta, weight: tuple[int, ...]) -> bool:
     """A change may lack the kernel 1x1 that the weight has, or have it in excess, or be a matrix (o i*h*w)."""
-    if isinstance(delta, IA3 | OFT | BOFT):
+    if isinstance(delta, Multiplied):
         return delta.fits(weight)
     if isinstance(delta, DoRA) and tuple(delta.magnitude.shape) not in ((weight[0], 1), (1, *weight[1:2])):
         return False

@@ -3,6 +3,7 @@ for a linear layer, a 1x1 and a 3x3 convolution, at several strengths; against L
 saving."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import IA3Config, get_peft_model
+from peft import IA3Config, OFTConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.adapters import lora
 from ldm.adapters.deltas import DoRA, GLoRA, PeftDoRA, Product
-from ldm.adapters.products import BOFT, IA3, OFT, KohyaOFT, OFTDiag
+from ldm.adapters.products import BOFT, IA3, OFT, InputOFT, KohyaOFT, OFTDiag, OneTrainerOFT
 from ldm.config import MODELS, UNetConfig
 from ldm.model import Model
 from ldm.unet import UNet
@@ -247,6 +248,25 @@ def oft_diag(shape):
     return {"oft_diag": blocks}, lambda weight, s: rotate(part_of(blocks_on_diagonal(blocks).T, s), weight)
 
 
+def onetrainer_oft(shape, is_scaled: bool = False, is_shared: bool = False):
+    """The inputs (i h w) are rotated by (I + Q) (I + Q + Q^2 + Q^3): by its transpose in linear layers."""
+    inputs = torch.Size(shape[1:]).numel()
+    triangles = 0.3 * randn(1 if is_shared else inputs // 2, 1, seed=1)
+    skew = torch.zeros(inputs, inputs, dtype=torch.float64)
+    for block in range(inputs // 2):
+        value = triangles[0 if is_shared else block, 0]
+        skew[2 * block, 2 * block + 1] = value
+        skew[2 * block + 1, 2 * block] = -value
+    identity = torch.eye(inputs, dtype=torch.float64)
+    turn = identity + 2 * skew + 2 * skew @ skew + 2 * skew @ skew @ skew + skew @ skew @ skew @ skew
+    if len(shape) == 2:
+        turn = turn.T
+    fields = {"oft_R.weight": triangles}
+    if is_scaled:  # by the root of the number of elements, which is 1 in blocks of 2
+        fields["oft_R.scaled_oft"] = torch.tensor(1)
+    return fields, lambda weight, s: (weight.flatten(1) @ part_of(turn, s)).reshape(weight.shape)
+
+
 def boft(shape, stages: int, size: int, alpha: float = 0.0, rescale: bool = False):
     blocks = randn(stages, OUTPUTS // size, size, size, seed=1)
     used = bounded(blocks, alpha * OUTPUTS) if alpha else blocks
@@ -278,6 +298,8 @@ ALGORITHMS: dict[str, Callable[[tuple[int, ...]], tuple[Fields, Formula]]] = {
     "OFT, rescaled": lambda shape: oft(shape, alpha=0.05, rescale=True),
     "OFT of kohya": kohya_oft,
     "OFT before LyCORIS 2.1": oft_diag,
+    "OFT of OneTrainer": onetrainer_oft,
+    "OFT of OneTrainer, shared": lambda shape: onetrainer_oft(shape, is_scaled=True, is_shared=True),
     "BOFT": lambda shape: boft(shape, stages=2, size=4),
     "BOFT in pairs": lambda shape: boft(shape, stages=3, size=2),
     "BOFT, bounded, rescaled": lambda shape: boft(shape, stages=3, size=2, alpha=0.1, rescale=True),
@@ -490,6 +512,61 @@ def test_peft_merges_ia3_the_same(tmp_path):
         assert torch.equal(model.unet(**inputs[0]), before)
 
 
+@pytest.mark.parametrize("is_series", [True, False])
+def test_peft_merges_oft_the_same(is_series, tmp_path):
+    """Of linear layers. The series and the exact form turn in opposite directions."""
+    ours, reference = unet_pair("sd15")
+    model = Model(copy.deepcopy(ours), None, {}, None, replace(MODELS["sd15"], texts=()))
+    config = OFTConfig(oft_block_size=8, target_modules=["to_q", "to_v"], use_cayley_neumann=is_series)
+    network = get_peft_model(copy.deepcopy(reference), config)
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in network.named_parameters():
+        if "oft_R" in key:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).double()
+    network.save_pretrained(tmp_path)
+    adapter = load_adapter(tmp_path, model)
+    assert len(adapter.deltas) == len(network.base_model.targeted_module_names)
+    with lora.merged(model, [(adapter, 1.0)]):
+        for name in adapter.deltas:
+            path = name.removeprefix("unet.").removesuffix(".weight")
+            layer = network.base_model.model.get_submodule(path)
+            with torch.no_grad():
+                x = randn(3, layer.in_features)
+                assert relative_error(model.unet.get_submodule(path)(x), layer(x)) < 1e-12, path
+                assert relative_l2(layer.base_layer(x), layer(x)) > 0.01
+    assert relative_error(model.unet.conv_in.weight, ours.conv_in.weight) == 0
+
+
+def test_oft_of_peft_that_is_refused(loaded, tmp_path):
+    """Other rules than those that are implemented, by the name of the setting."""
+    stem = f"base_model.model.{LAYERS['linear']}"
+    save_file({f"{stem}.oft_R.weight": torch.ones(3, 1)}, tmp_path / "adapter_model.safetensors")
+    good = {"peft_type": "OFT", "peft_version": "0.21.2", "oft_block_size": 2}
+    wrong = {"coft": True, "num_cayley_neumann_terms": 3, "peft_version": None}
+    for key, value in wrong.items():
+        config = good | {key: value}
+        if value is None:
+            del config[key]
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=f"{key} is "):
+            load_adapter(tmp_path, loaded)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(good))
+    (delta,) = load_adapter(tmp_path, loaded).deltas.values()
+    assert type(delta) is InputOFT
+    with pytest.raises(CheckpointError, match="kohya's layout cannot hold peft's OFT"):
+        save_adapter(load_adapter(tmp_path, loaded), tmp_path / "new.safetensors", loaded, "kohya")
+
+
+def test_scaled_oft_of_onetrainer():
+    """Q is divided by the root of the number of its elements, 3 in blocks of 3."""
+    triangles = randn(2, 3, seed=1)
+    fields = {"triangles": triangles, "scaled_oft": torch.tensor(1)}
+    (delta,) = build(fields, 1.0).values()
+    weight = randn(4, 6, seed=2)
+    assert relative_error(delta.apply(weight, 1.0), OneTrainerOFT(triangles / 3**0.5).apply(weight, 1.0)) < EXACT
+    assert relative_l2(delta.apply(weight, 1.0), OneTrainerOFT(triangles).apply(weight, 1.0)) > 0.01
+
+
 def test_attaching_takes_lora_only(model, tmp_path):
     """The others are refused with the name of their kind."""
     kinds = {"DoRA of outputs": "DoRA", "GLoRA": "GLoRA", "IA3 of inputs": "IA3", "OFT": "OFT", "BOFT": "BOFT"}
@@ -515,6 +592,7 @@ def test_saving_keeps_the_algorithm(model, tmp_path):
             KohyaOFT(randn(2, 4, 4), 0.01),
             OFTDiag(randn(4, 2, 2)),
             BOFT(randn(2, 2, 4, 4), 0.01, randn(8)),
+            OneTrainerOFT(randn(2, 3)),
         ],
         "3x3": [
             GLoRA(Product(randn(4, 2), randn(2, 4)), Product(randn(8, 2), randn(2, 4, 3, 3)), 0.25),
