@@ -14,7 +14,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from .products import BOFT, IA3, OFT
+from .products import BOFT, IA3, OFT, InputOFT
 
 
 class Sum:
@@ -177,6 +177,9 @@ class GLoRA(Sum):
         return self.scale * (mixed + self.added.value(like).reshape(like.shape))
 
 
+Added = Full | Replacement | LoRA | LoHa | LoKr | GLoRA
+
+
 @dataclass(frozen=True)
 class DoRA:
     """The changed weight gets the magnitudes that were learned: one for each output (o 1), or for each input (1 i).
@@ -185,7 +188,7 @@ class DoRA:
     the rounding unit is added. This is the rule of kohya's tools, LyCORIS and ComfyUI for `dora_scale`.
     """
 
-    direction: LoRA | LoHa | LoKr | GLoRA | Full
+    direction: Added
     magnitude: Tensor
 
     def __post_init__(self):
@@ -225,12 +228,13 @@ class PeftDoRA(DoRA):
         return (weight + change) * self.magnification(base + change, eps=0.0)
 
 
-Delta = Full | Replacement | LoRA | LoHa | LoKr | GLoRA | DoRA | IA3 | OFT | BOFT
+Multiplied = IA3 | OFT | BOFT | InputOFT
+Delta = Added | DoRA | Multiplied
 
 
 def fits(delta: Delta, weight: tuple[int, ...]) -> bool:
     """A change may lack the kernel 1x1 that the weight has, or have it in excess, or be a matrix (o i*h*w)."""
-    if isinstance(delta, IA3 | OFT | BOFT):
+    if isinstance(delta, Multiplied):
         return delta.fits(weight)
     if isinstance(delta, DoRA) and tuple(delta.magnitude.shape) not in ((weight[0], 1), (1, *weight[1:2])):
         return False

@@ -7,7 +7,7 @@ leaves the weight as it is, and 1 multiplies by the whole.
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 
 import torch
 from einops import einsum, rearrange
@@ -131,6 +131,69 @@ class BOFT:
             turned = rearrange(einsum(turn, parts, "k m n, k n ... -> k m ..."), "k m ... -> (k m) ...")
             weight = rearrange(turned, "(c a two) ... -> (c two a) ...", two=2, a=apart)
         return rescaled(weight, self.rescale, strength)
+
+
+@dataclass(frozen=True)
+class InputOFT:
+    """The inputs are rotated in blocks of n: W' = W R^T. peft's OFT since 0.18, of linear layers and 1x1 convolutions.
+
+    triangles (k n(n-1)/2): what lies above the diagonal of each Q = -Q^T, row by row; one block may stand for all.
+    R is the first terms of a series, (I + Q) (I + Q + Q^2 + Q^3), or, where is_exact, (I - Q) (I + Q)^-1.
+    """
+
+    triangles: Tensor
+    is_exact: bool = False
+
+    def __post_init__(self):
+        shape = tuple(self.triangles.shape)
+        if len(shape) != 2 or prod(shape) == 0 or self.size * (self.size - 1) != 2 * shape[1]:
+            raise ValueError(f"a tensor of the shape {shape} holds no triangles of square matrices")
+
+    @property
+    def size(self) -> int:
+        """n"""
+        return (1 + isqrt(1 + 8 * self.triangles.shape[-1])) // 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.triangles), self.size, self.size)
+
+    def fits(self, weight: tuple[int, ...]) -> bool:
+        return len(weight) > 1 and prod(weight[2:]) == 1 and self.fits_inputs(prod(weight[1:]))
+
+    def fits_inputs(self, inputs: int) -> bool:
+        if len(self.triangles) == 1:
+            return inputs % self.size == 0
+        return inputs == len(self.triangles) * self.size
+
+    def rotations(self, like: Tensor) -> Tensor:
+        """R (k n n)."""
+        rows, columns = torch.triu_indices(self.size, self.size, 1, device=like.device)
+        upper = like.new_zeros(self.shape)
+        upper[:, rows, columns] = self.triangles.to(like)
+        skew = upper - upper.mT
+        identity = torch.eye(self.size, dtype=like.dtype, device=like.device)
+        if self.is_exact:
+            return cayley(-skew)
+        return (identity + skew) @ (identity + skew + skew @ skew + skew @ skew @ skew)
+
+    def apply(self, weight: Tensor, strength: float) -> Tensor:
+        turns = partly(self.rotations(weight), strength)
+        parts = rearrange(weight.flatten(1), "o (k n) -> o k n", n=self.size)
+        turns = turns.expand(parts.shape[1], -1, -1)
+        return einsum(turns, parts, "k n m, o k m -> o k n").reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class OneTrainerOFT(InputOFT):
+    """OneTrainer's: in linear layers W R^T as peft, in convolutions W R, whose inputs are (i h w)."""
+
+    def fits(self, weight: tuple[int, ...]) -> bool:
+        return len(weight) > 1 and self.fits_inputs(prod(weight[1:]))
+
+    def rotations(self, like: Tensor) -> Tensor:
+        turns = super().rotations(like)
+        return turns.mT if like.ndim == 4 else turns
 
 
 def check_blocks(blocks: Tensor, rescale: Tensor | None, axes: int) -> None:

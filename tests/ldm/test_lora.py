@@ -818,7 +818,7 @@ FAULTS = {  # tensors, adapter_config.json -> what the error says
     "long pattern": (PEFT, {"r": 2, "alpha_pattern": {"a|" * 500: 3}}, "of more than 1000 characters are not followed"),
     "patterns": (PEFT, {"r": 2, "alpha_pattern": {"to_q": "3"}}, "an object from names to numbers is expected"),
     "PiSSA": (PEFT, {"r": 2, "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': only True or False or"),
-    "kind of peft": (PEFT, {"peft_type": "OFT"}, "peft_type is 'OFT': only 'LORA' or 'LOHA' or 'LOKR' or 'IA3'"),
+    "kind of peft": (PEFT, {"peft_type": "VERA"}, "only 'LORA' or 'LOHA' or 'LOKR' or 'IA3' or 'OFT'"),
 }
 
 

@@ -6,22 +6,30 @@ up no change.
 """
 
 from collections.abc import Mapping
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, GLoRA, Product
-from ldm.adapters.products import BOFT, IA3, OFT, KohyaOFT, OFTDiag
+from ldm.adapters.deltas import GLoRA, Multiplied, Product
+from ldm.adapters.products import BOFT, IA3, OFT, InputOFT, KohyaOFT, OFTDiag, OneTrainerOFT
+
+from ..disk.settings import Settings
 
 ENDINGS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{name: name for name in ("oft_blocks", "oft_diag", "rescale", "on_input", "ia3_l")},
+    "oft_R.weight": "triangles",
+    "oft_R.scaled_oft": "scaled_oft",
 }
 GLORA = ("a1", "a2", "b1", "b2")
 
 
-def read_algorithm(fields: dict[str, Tensor], scale: float, alpha: float | None) -> Delta | None:
-    """scale: alpha over rank. alpha: None where the file has none. None if the fields are of another algorithm."""
+def read_algorithm(
+    fields: dict[str, Tensor], scale: float, alpha: float | None, config: Settings | None
+) -> GLoRA | Multiplied | None:
+    """scale: alpha over rank. alpha: None where the file has none. config: peft's, whose rules may differ. None if the
+    fields are of another algorithm."""
     if fields.keys() & set(GLORA):
         return read_glora(fields, scale)
     if "on_input" in fields:
@@ -30,6 +38,8 @@ def read_algorithm(fields: dict[str, Tensor], scale: float, alpha: float | None)
         return read_ia3_of_peft(fields)
     if "oft_diag" in fields:
         return OFTDiag(fields.pop("oft_diag"))
+    if "triangles" in fields:
+        return read_input_oft(fields, config)
     if "kohya_blocks" in fields and alpha is not None:
         return KohyaOFT(fields.pop("kohya_blocks"), alpha)
     if fields.keys() & {"oft_blocks", "kohya_blocks"}:
@@ -49,6 +59,9 @@ def read_glora(fields: dict[str, Tensor], scale: float) -> GLoRA:
 
 def is_old_glora(fields: Mapping[str, Tensor]) -> bool:
     """A weight (i i) has factors of equal shapes in both generations: the smaller number is taken for the rank."""
+    for name in GLORA:
+        if fields[name].ndim < 2:
+            raise ValueError(f"factors of the shape {tuple(fields[name].shape)} are no matrices or kernels")
     (a1, _), (a2, wide), (b1, _), (_, b2) = (fields[name].shape[:2] for name in GLORA)
     is_old = a1 == wide == b1 == b2
     is_new = fields["a1"].shape[1] == a2 == fields["b1"].shape[1] == fields["b2"].shape[0]
@@ -87,6 +100,26 @@ def read_oft(fields: dict[str, Tensor], alpha: float) -> OFT | BOFT:
     return kind(blocks, alpha, rescale)
 
 
+def read_input_oft(fields: dict[str, Tensor], config: Settings | None) -> InputOFT:
+    """peft's has a configuration. OneTrainer's has none; where "scaled_oft" stands beside it, Q is divided by the root
+    of the number of its elements."""
+    triangles = fields.pop("triangles")
+    if config is not None:
+        return InputOFT(triangles, is_exact=not config.flag("use_cayley_neumann", True))
+    if "scaled_oft" in fields:
+        one(fields.pop("scaled_oft"), "scaled_oft")
+        exact = triangles.to(torch.promote_types(triangles.dtype, torch.float32))
+        triangles = exact / sqrt(triangles.shape[-1])
+    return OneTrainerOFT(triangles)
+
+
+def check_oft_of_peft(config: Settings) -> None:
+    """CheckpointError for the rules of peft that are not implemented, and for those before 0.18, which were others."""
+    config.only({"coft": (False,), "num_cayley_neumann_terms": (5,)})
+    if config.flag("use_cayley_neumann", True) and "peft_version" not in config.values:
+        config.refuse("peft_version", "the rule of OFT was another one before peft 0.18: train it again")
+
+
 def vector(tensor: Tensor) -> Tensor:
     """(n), (1 n), (n 1), (1 n 1 1) or (n 1 1 1) as (n)."""
     if tensor.ndim not in (1, 2, 4) or tensor.numel() != max(tensor.shape):
@@ -105,7 +138,7 @@ def matrix(tensor: Tensor) -> Tensor:
     return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
-def algorithm_fields(delta: GLoRA | IA3 | OFT | BOFT, is_kernel: bool) -> dict[str, Tensor]:
+def algorithm_fields(delta: GLoRA | Multiplied, is_kernel: bool) -> dict[str, Tensor]:
     """What LyCORIS calls the tensors. is_kernel: the layer is a convolution, whose factors have four axes in files."""
 
     def shaped(factor: Tensor) -> Tensor:
@@ -123,7 +156,9 @@ def algorithm_fields(delta: GLoRA | IA3 | OFT | BOFT, is_kernel: bool) -> dict[s
             return {"weight": weight, "on_input": torch.tensor(int(on_input))}
         case OFTDiag(blocks):
             return {"oft_diag": blocks}
-        case _:
+        case InputOFT(triangles):
+            return {"oft_R.weight": triangles}
+        case OFT() | BOFT():
             fields = {"oft_blocks": delta.blocks, "alpha": torch.tensor(delta.alpha, dtype=torch.float64)}
             if delta.rescale is not None:
                 fields["rescale"] = shaped(delta.rescale[:, None])

@@ -11,12 +11,12 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, PeftDoRA, Product, Replacement, Sum
+from ldm.adapters.deltas import Added, Delta, DoRA, Full, LoHa, LoKr, LoRA, Multiplied, PeftDoRA, Product, Replacement
 from ldm.adapters.products import IA3
 
 from ..disk.settings import WIDTH, Settings, is_number
 from ..errors import shown
-from .algorithms import ENDINGS, glora_rank, matrix, one, read_algorithm
+from .algorithms import ENDINGS, check_oft_of_peft, glora_rank, matrix, one, read_algorithm
 from .patterns import LONGEST, fits_end, parse
 
 FIELDS = {  # how keys end -> what the tensor is
@@ -56,7 +56,7 @@ FIELDS = {  # how keys end -> what the tensor is
     **ENDINGS,
 }
 REFUSED = {  # how keys end -> the kind of adapter, which is not implemented
-    **dict.fromkeys(("oft_R", "oft_r", "oft_R.weight"), "OFT of peft and OneTrainer"),
+    **dict.fromkeys(("oft_R", "oft_r"), "OFT of peft before 0.15"),
     **dict.fromkeys(("boft_R", "boft_s"), "BOFT of peft"),
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), "T-LoRA"),
     "reshape_weight": "a change of a weight's shape, as of control LoRA for Flux,",
@@ -65,7 +65,7 @@ IMPLEMENTED = "LoRA, LoHa, LoKr, DoRA, GLoRA, (IA)^3, OFT, BOFT and full differe
 FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")  # of the first diffusers files
 RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # (r i); the last is missing where LoKr is not factored
 CONFIG = {  # peft's settings -> the values that we implement, or that concern its training only
-    "peft_type": ("LORA", "LOHA", "LOKR", "IA3"),
+    "peft_type": ("LORA", "LOHA", "LOKR", "IA3", "OFT"),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
     "fan_in_fan_out": (False,),
     "layer_replication": (None,),
@@ -105,15 +105,23 @@ def scale_of(module: str, fields: Mapping[str, Tensor], configs: Mapping[str, Se
         if rank and alpha:
             return factor * alpha / rank
         return factor
+    config, path = config_of(module, configs)
+    return factor if config is None else factor * scale_from_config(config, path, rank)
+
+
+def config_of(module: str, configs: Mapping[str, Settings]) -> tuple[Settings | None, str]:
+    """peft's configuration of the module's network, and the module's path in it."""
     part, _, path = module.partition(".")
-    if part not in configs:
-        part = ""
-        path = module
-    return factor * scale_from_config(configs[part], path, rank) if part in configs else factor
+    if part in configs:
+        return configs[part], path
+    return configs.get(""), module
 
 
 def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
     config.only(CONFIG)
+    if config.values.get("peft_type") == "OFT":
+        check_oft_of_peft(config)
+        return 1.0
     name = "lora_alpha" if config.values.get("peft_type", "LORA") == "LORA" else "alpha"
     alpha = by_pattern(config, "alpha_pattern", path, config.number(name, 8))
     r = by_pattern(config, "rank_pattern", path, config.one("r", 8, WIDTH))
@@ -148,20 +156,21 @@ def fits_pattern(config: Settings, key: str, pattern: str, path: str) -> bool:
         config.refuse(key, f"the regular expression {shown(pattern)} cannot be followed, {error}")
 
 
-def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
-    """Changes of a module's "weight" and "bias". ValueError if the tensors do not make up one."""
+def build(fields: Mapping[str, Tensor], scale: float, config: Settings | None = None) -> dict[str, Delta]:
+    """Changes of a module's "weight" and "bias". config: peft's, if there is one. ValueError if the tensors do not make
+    up a change."""
     left = dict(fields)
     changes: dict[str, Delta] = {}
     if "bias" in left:
         changes["bias"] = Full(left.pop("bias"))
     if left:
-        change = read_direction(left, scale)
+        change = read_direction(left, scale, config)
         if "up_bias" in left and "bias" not in changes:
             bias = left.pop("up_bias")
             changes["bias"] = Full(scale * bias.to(torch.promote_types(bias.dtype, torch.float32)))
-        if isinstance(change, Sum) and "magnitude" in left:
+        if isinstance(change, Added) and "magnitude" in left:
             change = PeftDoRA(change, column(left.pop("magnitude"), "magnitude"))
-        elif isinstance(change, Sum) and "dora_scale" in left:
+        elif isinstance(change, Added) and "dora_scale" in left:
             change = DoRA(change, column(left.pop("dora_scale"), "dora_scale"))
         if isinstance(change, IA3) and "ia3_l" in fields and not change.on_input and "bias" not in changes:
             changes["bias"] = change  # peft scales the outputs as they leave the layer, after its bias
@@ -172,7 +181,7 @@ def build(fields: Mapping[str, Tensor], scale: float) -> dict[str, Delta]:
     return changes
 
 
-def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
+def read_direction(fields: dict[str, Tensor], scale: float, config: Settings | None) -> Added | Multiplied:
     """Takes out of fields what it uses."""
     try:
         if "diff" in fields:
@@ -182,8 +191,8 @@ def read_direction(fields: dict[str, Tensor], scale: float) -> Delta:
         alpha = None
         if "alpha" in fields:
             alpha = one(fields.pop("alpha"), "alpha")
-        change = read_algorithm(fields, scale, alpha)
-        if change is None or isinstance(change, Sum):
+        change = read_algorithm(fields, scale, alpha, config)
+        if change is None or isinstance(change, Added):
             one(fields.pop("scalar", torch.ones(1)), "scalar")  # it is part of the scale
         return change or read_factors(fields, scale)
     except KeyError as error:

@@ -47,7 +47,7 @@ BUNDLED = "bundle_emb."  # bundle_emb.<word>.<what an embedding's own file calls
 EMBEDDED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|emb_params|(?:clip_[lgh]|text_encoders_\d)(?:_out)?)")
 OF_ADAPTER = re.compile(  # peft puts an adapter's name inside its keys: lora_A.default.weight
     r"(\.(?:lora_[AB]|lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|b?oft_[rRs]|ia3_l))"
-    r"\.(?!(?:weight|bias)$)([^.]+)(\.weight|\.bias)?$"
+    r"\.(?!(?:weight|bias|scaled_oft)$)([^.]+)(\.weight|\.bias)?$"
 )
 
 
@@ -64,6 +64,8 @@ def names_of(model: Model, part: str | None) -> dict[str, list[str]]:
                     of_lycoris = (f"lycoris_{flat}", f"lycoris_{name}_{flat}")
                     for form in (f"{name}.{spelling}", spelling, heads[name] + flat, *of_lycoris):
                         table[form].append(f"{name}.{path}")
+                    if name == "unet":
+                        table[f"oft_unet_{flat}"].append(f"{name}.{path}")  # kohya's OFT
     return table
 
 

@@ -31,7 +31,7 @@ from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read
 from ..disk.settings import Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
-from .kinds import build, scale_of, split_key
+from .kinds import build, config_of, scale_of, split_key
 from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_name, whose, words_in
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def read_changes(path: Path, module: str, group: Group[Tensor], configs: Mapping
     fields = {field: tensor for field, (_, tensor) in group.items()}
     scale = scale_of(module, fields, configs)
     try:
-        return build(fields, scale)
+        return build(fields, scale, config_of(module, configs)[0])
     except ValueError as error:
         if has_home:
             raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
@@ -148,7 +148,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
         fields = {name: tensor for name, (_, tensor) in group.items()}
         scale = scale_of(module, fields, configs)
         try:
-            delta = list(build(fields, scale).values())[-1]  # a bias comes first
+            delta = list(build(fields, scale, config_of(module, configs)[0]).values())[-1]  # a bias comes first
         except ValueError as error:
             problems.append(f"{path}: {shown(module)}: {error}")
             continue

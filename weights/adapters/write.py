@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product, Replacement
 from ldm.adapters.lora import Adapter, check, networks, parameters
-from ldm.adapters.products import IA3, KohyaOFT
+from ldm.adapters.products import IA3, InputOFT, KohyaOFT
 from ldm.model import Model
 
 from ..disk.safetensors import read_header
@@ -80,6 +80,8 @@ def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, 
             tensors[f"{stem}.w_norm"] = delta.change
         elif isinstance(delta, IA3) and (kind == "bias" or of_norm):
             raise CheckpointError(f"kohya's layout cannot hold the factors of {name}: only those of a layer's weight")
+        elif type(delta) is InputOFT:
+            raise CheckpointError(f"kohya's layout cannot hold peft's OFT, which changes {name}")
         else:
             if isinstance(delta, KohyaOFT):
                 stem = stem.replace("lora_unet_", "oft_unet_", 1)
