@@ -269,10 +269,10 @@ def pair(stem: str) -> dict[str, Tensor]:
 
 
 OTHERS = {
-    "Flux, kohya": ("lora_unet_double_blocks_0_img_attn_proj", "Flux"),
-    "Flux, diffusers": ("transformer.single_transformer_blocks.0.attn.to_q", "Flux"),
-    "Flux, ComfyUI": ("diffusion_model.single_blocks.7.linear1", "Flux"),
-    "Flux, LyCORIS": ("lycoris_single_transformer_blocks_0_attn_to_q", "Flux"),
+    "Flux, kohya": ("lora_unet_double_blocks_0_img_attn_proj", "a transformer such as Flux"),
+    "Flux, diffusers": ("transformer.single_transformer_blocks.0.attn.to_q", "a transformer such as Flux"),
+    "Flux, ComfyUI": ("diffusion_model.single_blocks.7.linear1", "a transformer such as Flux"),
+    "Flux, LyCORIS": ("lycoris_single_transformer_blocks_0_attn_to_q", "a transformer such as Flux"),
     "SD 3, kohya": ("lora_unet_joint_blocks_0_context_block_attn_qkv", "SD 3"),
     "SD 3, diffusers": ("transformer.transformer_blocks.0.attn.to_q", "a transformer such as Flux or SD 3"),
     "SD 3, OneTrainer": ("lora_transformer_transformer_blocks_0_attn_to_q", "a transformer such as Flux or SD 3"),

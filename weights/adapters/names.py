@@ -35,7 +35,7 @@ HEADS = {  # how other programs begin the names of a network's modules -> how di
 UNREAD = ("text_encoder.text_projection", "lora_te1_text_projection")  # of a first tower; ComfyUI's has one without use
 OTHERS = {  # how modules are called in adapters for networks of other kinds -> whose they are
     r"(lora_|lycoris_)?prior[_.]": "Stable Cascade",
-    r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._]\d": "Flux",
+    r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._]\d": "a transformer such as Flux",
     r"(.*[._])?joint_blocks[._]\d": "SD 3",
     r"(lora_|lycoris_)?transformer[._]": "a transformer such as Flux or SD 3",
     r"(lora_te3_|text_encoder_3\.|text_encoders\.t5|t5)": "SD 3 or Flux",
