@@ -816,6 +816,11 @@ FAULTS = {  # tensors, adapter_config.json -> what the error says
     "rank of the config": (PEFT, {"r": 4}, "r is 4: a rank of 4 is configured for mid_block.*, and 2 is in the file"),
     "pattern": (PEFT, {"r": 2, "alpha_pattern": {"to_(q|k": 3}}, "cannot be followed, a . is missing"),
     "long pattern": (PEFT, {"r": 2, "alpha_pattern": {"a|" * 500: 3}}, "of more than 1000 characters are not followed"),
+    "many patterns": (
+        PEFT,
+        {"r": 2, "alpha_pattern": {f"x{i}": 1 for i in range(5001)}},
+        "an object from names to numbers is expected, with at most 5000 of them",
+    ),
     "patterns": (PEFT, {"r": 2, "alpha_pattern": {"to_q": "3"}}, "an object from names to numbers is expected"),
     "PiSSA": (PEFT, {"r": 2, "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': only True or False or"),
     "kind of peft": (PEFT, {"peft_type": "VERA"}, "only 'LORA' or 'LOHA' or 'LOKR' or 'IA3' or 'OFT'"),

@@ -72,6 +72,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
     "use_qalora": (False,),
     "use_bdlora": (None,),
 }
+MOST_NAMES = 5000  # in a table of peft; SDXL has fewer modules
 NAME = re.compile(r"\^?[\w.]+\$?")  # in patterns of peft; others are regular expressions
 
 
@@ -133,23 +134,24 @@ def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
 def by_pattern(config: Settings, key: str, path: str, default: float) -> float:
     """The value of the first name or regular expression that describes the path, or the end of it after a dot."""
     table = config.values.get(key) or {}
-    if not isinstance(table, dict) or not all(map(is_number, table.values())):
-        config.refuse(key, "an object from names to numbers is expected")
-    patterns = [pattern for pattern in table if not NAME.fullmatch(pattern)]
-    if patterns and len(path) + sum(map(len, patterns)) > LONGEST:
-        config.refuse(key, f"regular expressions and names of more than {LONGEST} characters are not followed")
+    if not isinstance(table, dict) or len(table) > MOST_NAMES or not all(map(is_number, table.values())):
+        config.refuse(key, f"an object from names to numbers is expected, with at most {MOST_NAMES} of them")
+    length = len(path)  # with the regular expressions tried on it
     for pattern, value in table.items():
         if NAME.fullmatch(pattern):
             name = pattern.removeprefix("^").removesuffix("$")
             found = path == name or path.endswith("." + name) and not pattern.startswith("^")
         else:
-            found = fits_pattern(config, key, pattern, path)
+            length += len(pattern)
+            found = fits_pattern(config, key, pattern, path, length)
         if found:
             return value
     return default
 
 
-def fits_pattern(config: Settings, key: str, pattern: str, path: str) -> bool:
+def fits_pattern(config: Settings, key: str, pattern: str, path: str, length: int) -> bool:
+    if length > LONGEST:
+        config.refuse(key, f"regular expressions and names of more than {LONGEST} characters are not followed")
     try:
         return fits_end(parse(pattern), path)
     except ValueError as error:
