@@ -134,10 +134,9 @@ class Tokenizer:
             raise TypeError("the tokenizer takes a list of texts, not one str")
         rows = [self.encode(text, pad_id) for text in texts]
         room = self.length - 2  # beside BOS and EOT
-        ids = torch.full((len(rows), self.length), pad_id)
-        for i, row in enumerate(rows):
-            kept = [BOS, *row[:room], EOT]
-            ids[i, : len(kept)] = torch.tensor(kept)
+        kept = [[BOS, *row[:room], EOT] for row in rows]
+        padded = [row + [pad_id] * (self.length - len(row)) for row in kept]
+        ids = torch.tensor(padded, dtype=torch.int64).reshape(-1, self.length)  # (b length), also of no text
         return Tokens(ids, [self.decode(row[room:]) if len(row) > room else "" for row in rows])
 
     def encode(self, text: str, pad_id: int = EOT) -> list[int]:
