@@ -12,103 +12,118 @@ A1111's programs read (`parameters`) and as JSON (`ldm`).
 
 import argparse
 import sys
-from math import ceil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+import estimate
+import known_words
 import weights
-from common import DTYPES, add_download_flags, add_run_flags, add_swap_flags, fail, first_line, make_parser, warn
-from ldm import pictures, tasks
+from axes import parse_axes
+from common import DTYPES, fail, first_line, warn
+from draw_flags import parse_arguments
+from jobs import Settings, batches, draw_batches, in_turn, repeat
+from ldm import pictures
 from ldm.adapters import lora
+from ldm.conditioning import TextCut
 from ldm.model import Model
 from ldm.version import version
-from settings import check_options, check_record, choose_settings, parse_strength, split_at_colon
-
-TASK_FIELDS = ("steps", "guidance", "sampler", "schedule", "options", "height", "width")
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="what to draw")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with one prompt per line")
-    what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
-    parser.add_argument("--negative", help="what to move away from")
-
-    parser.add_argument("--model", help="a folder, a .safetensors file or owner/name on the hub; default: miniature")
-    add_download_flags(parser)
-    add_swap_flags(parser)
-    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="an adapter; may be repeated")
-    leave_out = "leave out what has no place in the model, and say what"
-    parser.add_argument("--partial-lora", action="store_true", default=None, help=leave_out)
-    parser.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]", help="a new word; may be repeated")
-    add_run_flags(parser)
-
-    parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
-    parser.add_argument("--count", type=int, default=1, help="pictures per prompt")
-    parser.add_argument("--batch", type=int, default=8, help="pictures made at once; they differ by rounding only")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float, help="1 or less: off")
-    parser.add_argument("--sampler")
-    parser.add_argument("--schedule")
-    of_sampler = "of the sampler, such as eta=0.5; may be repeated"
-    parser.add_argument("--option", action="append", metavar="NAME=VALUE", help=of_sampler)
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
-
-    parser.add_argument("--grid", action="store_true", help="write grid.png too")
-    parser.add_argument("--columns", type=int, help="of the grid (default: --count, one row per prompt)")
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture, *.png")
-    return parser.parse_args()
+from preview import Preview, make_decoder
+from prompt_files import Row, read_rows
+from prompt_syntax import find_syntax
+from report import Report, reported
+from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
+from sweep import Sweep, choose_folder, draw_sweep, make_sweep
 
 
 def main():
-    args = parse_arguments()
-    try:
-        run(args)
-    except KeyboardInterrupt:
-        print("stopped; the pictures named above are complete", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
-        fail(first_line(error))
+    with reported("--json" in sys.argv) as report:
+        args = parse_arguments(__doc__)
+        try:
+            run(args, report)
+        except KeyboardInterrupt:
+            print("stopped; the pictures named above are complete", file=sys.stderr)
+            sys.exit(130)
+        except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
+            fail(first_line(error))
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace, report: Report):
+    if args.words:
+        print("\n".join(known_words.known_names()))
+        return
     earlier = {}
     if args.again:
         earlier = pictures.read_record(args.again)
         check_record(args.again, earlier)
-    prompts = choose_prompts(args, earlier)
-    check_output(args, len(prompts) * args.count)
-    chosen = choose_settings(args, earlier)
+    rows = choose_rows(args, earlier)
+    settings = [choose_settings(args, earlier, row.values, row.where) for row in rows]
+    counts = [row.values.get("count", args.count) for row in rows]
+    swept = choose_sweep(args, settings)
+    total = len(swept.cells) if swept else sum(counts)
+    check_output(args, total)
+    check_before(args, swept.cells if swept else settings, total)
 
-    model, origin = load(chosen, args)
-    for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
-        if chosen[key] is None or key == "sampler":  # the default of a sampler's name is how we spell it
-            chosen[key] = default
-    check_options(chosen)
-    commit = model.revisions.get(chosen["model"], chosen["revision"])
-    record = chosen | origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
+    model, adapters, origin = load(settings[0], args)
+    for k, chosen in enumerate(swept.cells if swept else settings):
+        complete(chosen, model, rows[k].where if k < len(rows) else "")
+    commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
+    record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
     warn_of_changes(args.again, earlier, record)
-    warn_of_cuts(model, [*prompts, chosen["negative"] or ""])
-    draw(model, prompts, chosen, record, args)
+    warn_of_words(model, swept.cells if swept else settings)
+    if swept:
+        check_after(args, model, swept.cells, swept.columns)
+        folder = choose_folder(args.out, swept)
+        look = choose_preview(args, model, folder)
+        draw_sweep(model, adapters, swept, record, args.batch, folder, report, look)
+        return
+    merge(model, adapters, settings[0])
+    jobs = []
+    for chosen, count in zip(settings, counts):
+        jobs += repeat(chosen, count)
+    check_after(args, model, jobs, args.columns or args.count)
+    draw(model, jobs, record, args, report)
 
 
-def choose_prompts(args: argparse.Namespace, record: dict[str, Any]) -> list[str]:
+def choose_sweep(args: argparse.Namespace, settings: list[Settings]) -> Sweep | None:
+    if args.xy is None:
+        return None
+    if len(settings) > 1 or args.count > 1 or args.grid or args.out.suffix.lower() == ".png":
+        fail("--xy: takes one prompt and a folder, without --count and --grid; seed=0..3 is an axis, and so is prompt=")
+    return make_sweep(parse_axes(args.xy), settings[0])
+
+
+def choose_rows(args: argparse.Namespace, record: dict[str, Any]) -> list[Row]:
     """One prompt from --prompt or from the record of --again, or those of the file."""
-    if args.prompts is None:
-        return [record["prompt"] if args.prompt is None else args.prompt]
-    try:
-        lines = args.prompts.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{args.prompts}: cannot be read as text: {error}")
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        fail(f"{args.prompts}: holds no prompts; write one per line")
-    return prompts
+    if args.prompts is not None:
+        return read_rows(args.prompts)
+    return [Row("", {"prompt": record["prompt"] if args.prompt is None else args.prompt})]
+
+
+def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):
+    """Refuse what is too much, as far as that is known before a model is loaded."""
+    if args.preview_every < 1:
+        fail("--preview-every: choose at least 1")
+    estimate.check_count(total, settings[0]["steps"], args.force)
+    estimate.check_sizes(settings, args.force)
+    if args.grid:
+        columns = min(args.columns or args.count, total)
+        estimate.check_grid(total, columns, settings[0]["width"], settings[0]["height"])
+
+
+def check_after(args: argparse.Namespace, model: Model, jobs: Sequence[Settings], columns: int):
+    """Refuse what does not fit, now that all sizes are known."""
+    largest = {name: max(job[name] for job in jobs) for name in ("width", "height")}
+    if args.grid or args.xy:
+        estimate.check_grid(len(jobs), min(columns, len(jobs)), **largest)
+    if args.grid and any(job[name] != largest[name] for job in jobs for name in largest):
+        fail("--grid: pictures of different sizes make no grid; leave it out")
+    if not args.force:
+        estimate.check_batches(model, jobs, batches(jobs, args.batch))
 
 
 def check_output(args: argparse.Namespace, count: int):
@@ -124,14 +139,15 @@ def check_output(args: argparse.Namespace, count: int):
         fail(f"--out {args.out}: is a file; give a folder or a name that ends in .png")
 
 
-def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[str, dict[str, str]]]:
-    """The model with all that was added to it, and where it comes from: the hashes of its files and of those that were
-    added, and the commits of all that came from the hub."""
+Loaded = tuple[Model, list[lora.Adapter], dict[str, dict[str, str]]]
+
+
+def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
+    """The model with the words that were added to it, the adapters to merge, and where all comes from: the hashes of
+    the model's files and of those that were added, and the commits of what came from the hub."""
     # Before anything is read: a slip in a flag should not cost the time of loading
-    loras = []
     for text in chosen["lora"] or ():
-        source, strength = split_at_colon(text)
-        loras.append((source, parse_strength(source, strength)))
+        parse_strength(*split_at_colon(text))
 
     model = weights.load(
         chosen["model"] or weights.MINIATURE,
@@ -152,15 +168,21 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
         source, token = split_at_colon(text)
         model = weights.add_embedding(model, fetch(source, args.offline, origin), token)
     adapters = []
-    for source, strength in loras:
+    for text in chosen["lora"] or ():
+        source, _ = split_at_colon(text)
         file = fetch(source, args.offline, origin)
         adapter = weights.load_adapter(file, model, partial=bool(chosen["partial_lora"]))
         if adapter.unmatched:
             names = ", ".join(adapter.unmatched)
             warn(f"{source}: {len(adapter.unmatched)} tensors have no place in the model and are left out: {names}")
-        adapters.append((adapter, strength))
-    lora.merge(model, adapters)
-    return model, origin
+        adapters.append(adapter)
+    return model, adapters, origin
+
+
+def merge(model: Model, adapters: Sequence[lora.Adapter], chosen: Settings):
+    """For good, each with its strength."""
+    strengths = [parse_strength(*split_at_colon(text)) for text in chosen["lora"] or ()]
+    lora.merge(model, list(zip(adapters, strengths)))
 
 
 def fetch(source: str, offline: bool, origin: dict[str, dict[str, str]]) -> Path:
@@ -180,50 +202,54 @@ def warn_of_changes(path: Path, earlier: dict[str, Any], record: dict[str, Any])
             warn(f"{path} was made with other {key}: it may come out differently")
 
 
-def warn_of_cuts(model: Model, texts: list[str]):
-    """Say which texts are too long for the model, and what it does not read."""
+def warn_of_words(model: Model, settings: Sequence[Settings]):
+    """Say what of the prompts is not read, is read literally, or means nothing to the small model that ships."""
+    prompts = list(dict.fromkeys(chosen["prompt"] for chosen in settings))
+    negatives = list(dict.fromkeys(chosen["negative"] or "" for chosen in settings))
+    texts = [*prompts, *negatives]
+    for message in find_syntax(texts):
+        warn(message)
     for text, cut in zip(texts, model.tokenizer(texts).cut):
         if cut:
             warn(f"too long, the end is not read: {shorten(text, 40)!r} is cut before {shorten(cut, 60)!r}")
+    names = known_words.known_names(model)
+    unknown = known_words.find_unknown(prompts, names, model.tokenizer.added) if names else {}
+    if unknown:
+        warn(known_words.tell_unknown(unknown, names))
 
 
 def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-def draw(model: Model, prompts: list[str], chosen: dict[str, Any], record: dict[str, Any], args: argparse.Namespace):
-    """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
-    texts = []
-    seeds = []
-    for prompt in prompts:
-        for k in range(args.count):
-            texts.append(prompt)
-            seeds.append(chosen["seed"] + k)
-    tasks.pair(texts, seeds)  # refuse a wrong seed before the first picture is drawn
-    settings = {key: chosen[key] for key in TASK_FIELDS} | {"negative": chosen["negative"]}
+def choose_preview(args: argparse.Namespace, model: Model, folder: Path) -> Preview | None:
+    if args.preview is None:
+        return None
+    return Preview(folder / "preview.png", make_decoder(model, args.preview, args.offline), args.preview_every)
 
+
+def draw(model: Model, jobs: list[Settings], record: dict[str, Any], args: argparse.Namespace, report: Report):
+    """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
     single = args.out.suffix.lower() == ".png"
     folder = args.out.parent if single else args.out
-    number = pictures.next_number(folder)
+    first = pictures.next_number(folder)
+    look = choose_preview(args, model, folder)
     images = []
-    with tqdm(total=ceil(len(texts) / args.batch) * chosen["steps"], unit="step", disable=None) as bar:
-        for first in range(0, len(texts), args.batch):
-            batch = slice(first, first + args.batch)
-            drawn = tasks.text_to_image(
-                model, texts[batch], seeds=seeds[batch], watch=lambda step: bar.update(), **settings
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            for image, prompt, seed in zip(drawn, texts[batch], seeds[batch]):
-                path = args.out if single else folder / f"{number:05d}-{seed}.png"
-                pictures.save(image, path, record | {"prompt": prompt, "seed": seed})
-                tqdm.write(str(path))
-                number += 1
-            if args.grid:
-                images.append(drawn.cpu())
+    for number, image, seconds in in_turn(draw_batches(model, jobs, args.batch, look)):
+        folder.mkdir(parents=True, exist_ok=True)
+        job = jobs[number]
+        path = args.out if single else folder / f"{first + number:05d}-{job['seed']}.png"
+        pictures.save(image, path, record | job)
+        tqdm.write(str(path))
+        report.add_picture(path, record | job, seconds)
+        if args.grid:
+            images.append(image.cpu())
     if args.grid:
-        pictures.save(pictures.grid(torch.cat(images), args.columns or args.count), folder / "grid.png")
+        pictures.save(pictures.grid(torch.stack(images), args.columns or args.count), folder / "grid.png")
+        report.add_file("grid", folder / "grid.png")
         print(folder / "grid.png")
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
     main()
