@@ -7,7 +7,10 @@ from math import ceil
 
 from PIL import Image, ImageDraw, ImageFont
 
-BACKGROUND, TEXT, SOFT = (255, 255, 255), (28, 28, 30), (118, 118, 124)
+BACKGROUND = (255, 255, 255)
+TEXT = (28, 28, 30)
+SOFT = (110, 110, 116)  # of names and notes
+LINE = (226, 226, 230)
 SMALLEST_CELL = 160  # pixels; smaller pictures are enlarged by a whole factor, so that labels fit beside them
 LABEL_LINES = 3  # the rest of a longer label is left out
 ELLIPSIS = "..."
@@ -67,15 +70,24 @@ def label_grid(pictures: Rows, texts: Texts) -> Image.Image:
     cells = [[enlarge(picture, factor) for picture in row] for row in pictures]
     layout = Layout(cells, texts)
     canvas = Image.new("RGB", (layout.width, layout.height), BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
     for row, y, tall in zip(cells, layout.y_places, layout.heights):
         for picture, x, wide in zip(row, layout.x_places, layout.widths):
-            canvas.paste(picture, (x + (wide - picture.width) // 2, y + (tall - picture.height) // 2))
+            place = x + (wide - picture.width) // 2, y + (tall - picture.height) // 2
+            pen.rectangle(outline_of(picture, place), outline=LINE)  # where a white picture ends
+            canvas.paste(picture, place)
     write_texts(canvas, layout, texts)
     return canvas
 
 
 def enlarge(picture: Image.Image, factor: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def outline_of(picture: Image.Image, place: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The corners of a line around it, one pixel outside."""
+    x, y = place
+    return x - 1, y - 1, x + picture.width, y + picture.height
 
 
 def write_texts(canvas: Image.Image, layout: Layout, texts: Texts):

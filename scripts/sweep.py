@@ -161,10 +161,10 @@ def write_grid(sweep: Sweep, folder: Path):
     rows = [found[first : first + sweep.columns] for first in range(0, len(found), sweep.columns)]
     down = sweep.axes[1] if len(sweep.axes) == 2 else None
     texts = Texts(
-        title=sweep.cells[0]["prompt"] if all_equal(sweep, "prompt") else "",
+        title=title_of(sweep),
         note=describe_shared(sweep),
-        x=title_of(sweep.axes[0]),
-        y=title_of(down) if down else "",
+        x=name_of(sweep.axes[0]),
+        y=name_of(down) if down else "",
         columns=sweep.axes[0].labels,
         rows=down.labels if down else [""],
     )
@@ -173,7 +173,13 @@ def write_grid(sweep: Sweep, folder: Path):
     os.replace(part, folder / FILES["grid"])
 
 
-def title_of(axis: Axis) -> str:
+def title_of(sweep: Sweep) -> str:
+    """The prompt, also where some of its words are replaced; nothing if it is an axis."""
+    is_axis = any(axis.name == "prompt" for axis in sweep.axes)
+    return "" if is_axis else sweep.cells[0]["prompt"]
+
+
+def name_of(axis: Axis) -> str:
     return f"“{axis.name.removeprefix('prompt~')}” in the prompt" if axis.name.startswith("prompt~") else axis.name
 
 

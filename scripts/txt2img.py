@@ -37,7 +37,7 @@ from prompt_files import Row, read_rows
 from prompt_syntax import find_syntax
 from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
-from sweep import Sweep, choose_folder, draw_sweep, make_sweep
+from sweep import Sweep, check_plan, choose_folder, draw_sweep, make_sweep
 
 
 def main():
@@ -64,9 +64,12 @@ def run(args: argparse.Namespace, report: Report):
     settings = [choose_settings(args, earlier, row.values, row.where) for row in rows]
     counts = [row.values.get("count", args.count) for row in rows]
     swept = choose_sweep(args, settings)
+    folder = choose_folder(args.out, swept) if swept else args.out
     total = len(swept.cells) if swept else sum(counts)
     check_output(args, total)
     check_before(args, swept.cells if swept else settings, total)
+    if swept:
+        check_plan(swept, folder)
 
     model, adapters, origin = load(settings[0], args)
     for k, chosen in enumerate(swept.cells if swept else settings):
@@ -77,7 +80,6 @@ def run(args: argparse.Namespace, report: Report):
     warn_of_words(model, swept.cells if swept else settings)
     if swept:
         check_after(args, model, swept.cells, swept.columns)
-        folder = choose_folder(args.out, swept)
         look = choose_preview(args, model, folder)
         draw_sweep(model, adapters, swept, record, args.batch, folder, report, look)
         return

@@ -111,6 +111,7 @@ SCHEDULES = {
     "trailing": Schedule(spacing.trailing, "times"),
     "normal": Schedule(spacing.linspace, "times", log_linear=True),
     "sgm_uniform": Schedule(spacing.sgm_uniform, "times", log_linear=True),
+    "sgm": Schedule(spacing.sgm, "times"),
     "simple": Schedule(spacing.simple, "times"),
     "ddim_uniform": Schedule(spacing.ddim_uniform, "times"),
     "beta_times": Schedule(spacing.beta_times, "times"),
