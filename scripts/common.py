@@ -2,11 +2,12 @@
 
 import argparse
 import sys
-from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
+
+from ldm import stopping, terminal
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -42,23 +43,34 @@ def add_swap_flags(parser: argparse.ArgumentParser):
 
 
 def fail(message: str) -> NoReturn:
-    """End the program: one line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """End the program: one line on stderr, exit status 2. After a signal it is the stop that is told, not this."""
+    if stopping.asked():
+        raise KeyboardInterrupt
+    terminal.say(f"error: {terminal.one_line(message)}", sys.stderr)
     sys.exit(2)
 
 
 def warn(message: str):
     """One line on stderr, above a progress bar if there is one."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    note(f"warning: {message}")
+
+
+def note(message: str):
+    """One line on stderr, above a progress bar if there is one."""
+    write(terminal.one_line(message), sys.stderr)
+
+
+def tell(text: object):
+    """Lines on stdout, above a progress bar if there is one."""
+    write(str(text), sys.stdout)
+
+
+def write(text: str, stream: TextIO):
+    with tqdm.external_write_mode(file=stream):
+        terminal.say(text, stream)
 
 
 def first_line(error: BaseException) -> str:
     """Of the error's message; the name of its class if it has none."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def escape_unprintable(stream: TextIO):
-    """Write characters that the stream's encoding lacks as escapes, where it would raise an error."""
-    if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")

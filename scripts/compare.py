@@ -9,6 +9,11 @@ JSON as well. Exit status: 0 if all blocks agree, 1 if one departs, 2 for bad in
 docs/compare.md says how blocks are compared, how to read the table, and how to compare a network of your own.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 import sys
@@ -119,4 +124,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

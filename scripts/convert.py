@@ -12,9 +12,13 @@ opened here and nowhere else in this project, in a process of their own that acc
 that you trust.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser, warn
+from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, warn
 from weights import CheckpointError
 from weights.hub.wanted import model_files, part_files
 
@@ -243,13 +247,9 @@ def main():
     if sys.argv[1:2] == ["--unpickle"]:
         return unpickle(Path(sys.argv[2]), Path(sys.argv[3]))
     args = arguments()
-    escape_unprintable(sys.stdout)
     try:
         check(args, kind(args))
         convert(args)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         fail(f"{args.to} cannot be written: {error.strerror or error}")
     except (ValueError, RuntimeError) as error:
@@ -258,5 +258,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-    main()
+    stopping.run(main, "stopped; nothing was written")

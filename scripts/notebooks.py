@@ -6,6 +6,11 @@
 They are plain JSON in nbformat 4.5 and hold no outputs. Change the page, never the notebook.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import json
 import re
 from pathlib import Path
@@ -67,4 +72,4 @@ def make_cell(number: int, kind: str, text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -10,8 +10,12 @@ measured by the distance between the distribution of their samples and the true 
 trained level. Writes lab.html, which needs no other file, lab.csv, and the plots as PNG.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -153,12 +157,9 @@ def main():
     try:
         with torch.no_grad():
             experiment(args, plt)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main, "stopped; nothing was written")

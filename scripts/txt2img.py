@@ -10,8 +10,12 @@ Picture k of a prompt has seed --seed + k. Every PNG holds what is needed to mak
 A1111's programs read (`parameters`) and as JSON (`ldm`).
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
-import sys
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -69,9 +73,6 @@ def main():
     args = parse_arguments()
     try:
         run(args)
-    except KeyboardInterrupt:
-        print("stopped; the pictures named above are complete", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
 
@@ -226,4 +227,4 @@ def draw(model: Model, prompts: list[str], chosen: dict[str, Any], record: dict[
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main, "stopped; the pictures named above are complete")

@@ -14,7 +14,9 @@ STANDARD = sys.stdlib_module_names
 MAY_IMPORT = {  # module -> what it may import beyond the standard library
     "ldm.__init__": set(),
     "ldm.config": set(),
-    "ldm.command": {"ldm.version"},
+    "ldm.command": {"ldm.version", "ldm.stopping", "ldm.terminal"},
+    "ldm.stopping": {"ldm.terminal"},
+    "ldm.terminal": set(),
     "ldm.pictures": {"torch", "einops", "PIL", "samplers"},
     "ldm.ops": {"torch", "einops", "ldm.kernels"},
     "ldm.kernels": {"torch", "triton", "ldm.kernels"},
