@@ -126,6 +126,12 @@ def run(main: Callable[[], object], line: str = "stopped") -> NoReturn:
         status = ended.code or 0
     except KeyboardInterrupt:
         state.asked = state.asked or signal.SIGINT
+    except BrokenPipeError as error:  # of a print to a reader that has seen enough
+        terminal.failures["<stdout>"] = error
+    except OSError as error:
+        status = 2
+        if not state.asked:
+            terminal.say(f"error: {terminal.one_line(str(error))}", sys.stderr)
     except BaseException:
         status = 1
         if not state.asked:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import pairwise
 from typing import NoReturn, TextIO
 
 import torch
@@ -10,11 +11,37 @@ from tqdm import tqdm
 from ldm import stopping, terminal
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MAY_BE_EMPTY = ("--prompt", "--negative")
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, and an empty value is one of them, but for a prompt."""
+
+    def parse_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        for before, word in pairwise(["", *words]):
+            flag, equals, value = word.partition("=")
+            if word == "":
+                self.refuse_empty(before)
+            elif equals and not value and flag.startswith("--"):
+                self.refuse_empty(flag)
+        return super().parse_args(args, namespace)
+
+    def refuse_empty(self, flag: str):
+        if not flag.startswith("--"):
+            self.error("an argument is empty: give a name, or leave it out")
+        if not any(name.startswith(flag) for name in MAY_BE_EMPTY):
+            self.error(f"{flag} is empty: give a value, or leave it out")
+
+    def error(self, message: str) -> NoReturn:
+        line = terminal.one_line(f"{self.prog}: error: {message}")
+        terminal.say(f"{line} (--help lists the flags)", sys.stderr)
+        sys.exit(2)
 
 
 def make_parser(text: str | None) -> argparse.ArgumentParser:
     """A parser whose --help shows the program's own docstring, line for line."""
-    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, device: str | None = None, dtype: str | None = None):
@@ -68,6 +95,14 @@ def tell(text: object):
 def write(text: str, stream: TextIO):
     with tqdm.external_write_mode(file=stream):
         terminal.say(text, stream)
+
+
+def check_text(flag: str, text: str | None):
+    """Refuse bytes that are no UTF-8; the system passes them on as halves of characters."""
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError:
+        fail(f"{flag}: holds bytes that are not UTF-8: {text!r}")
 
 
 def first_line(error: BaseException) -> str:

@@ -24,7 +24,19 @@ import torch
 from tqdm import tqdm
 
 import weights
-from common import DTYPES, add_download_flags, add_run_flags, add_swap_flags, fail, first_line, make_parser, warn
+from common import (
+    DTYPES,
+    add_download_flags,
+    add_run_flags,
+    add_swap_flags,
+    check_text,
+    fail,
+    first_line,
+    make_parser,
+    tell,
+    warn,
+)
+from destination import Destination, Lost, check_space, choose_destination, held
 from ldm import pictures, tasks
 from ldm.adapters import lora
 from ldm.model import Model
@@ -65,7 +77,9 @@ def parse_arguments() -> argparse.Namespace:
 
     parser.add_argument("--grid", action="store_true", help="write grid.png too")
     parser.add_argument("--columns", type=int, help="of the grid (default: --count, one row per prompt)")
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture, *.png")
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture")
+    parser.add_argument("--format", choices=("png", "webp", "jpg"), help="default: as --out ends, or else png")
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture that --out names")
     return parser.parse_args()
 
 
@@ -82,10 +96,25 @@ def run(args: argparse.Namespace):
     if args.again:
         earlier = pictures.read_record(args.again)
         check_record(args.again, earlier)
+    check_text("--negative", args.negative)
     prompts = choose_prompts(args, earlier)
-    check_output(args, len(prompts) * args.count)
+    for prompt in prompts:
+        check_text("--prompt", prompt)
+    count = len(prompts) * args.count
+    destination = check_output(args, count)
     chosen = choose_settings(args, earlier)
+    with held(destination):
+        check_space(destination, count, chosen["height"] or 8, chosen["width"] or 8)
+        load_and_draw(prompts, chosen, earlier, destination, args)
 
+
+def load_and_draw(
+    prompts: list[str],
+    chosen: dict[str, Any],
+    earlier: dict[str, Any],
+    destination: Destination,
+    args: argparse.Namespace,
+):
     model, origin = load(chosen, args)
     for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
         if chosen[key] is None or key == "sampler":  # the default of a sampler's name is how we spell it
@@ -95,7 +124,8 @@ def run(args: argparse.Namespace):
     record = chosen | origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
     warn_of_changes(args.again, earlier, record)
     warn_of_cuts(model, [*prompts, chosen["negative"] or ""])
-    draw(model, prompts, chosen, record, args)
+    check_space(destination, len(prompts) * args.count, chosen["height"], chosen["width"])
+    draw(model, prompts, chosen, record, destination, args)
 
 
 def choose_prompts(args: argparse.Namespace, record: dict[str, Any]) -> list[str]:
@@ -112,17 +142,11 @@ def choose_prompts(args: argparse.Namespace, record: dict[str, Any]) -> list[str
     return prompts
 
 
-def check_output(args: argparse.Namespace, count: int):
+def check_output(args: argparse.Namespace, count: int) -> Destination:
     """Refuse a name that so many pictures cannot be written to, before any of them is drawn."""
     if args.count < 1 or args.batch < 1 or (args.columns is not None and args.columns < 1):
         fail("--count, --batch and --columns: choose at least 1")
-    ending = args.out.suffix.lower()
-    if ending == ".png" and count > 1:
-        fail(f"--out {args.out}: one name for several pictures; give a folder")
-    if ending in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):
-        fail(f"--out {args.out}: pictures are written as PNG; give a folder or a name that ends in .png")
-    if ending != ".png" and args.out.is_file():
-        fail(f"--out {args.out}: is a file; give a folder or a name that ends in .png")
+    return choose_destination(args.out, args.format, args.overwrite, count)
 
 
 def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[str, dict[str, str]]]:
@@ -192,7 +216,14 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-def draw(model: Model, prompts: list[str], chosen: dict[str, Any], record: dict[str, Any], args: argparse.Namespace):
+def draw(
+    model: Model,
+    prompts: list[str],
+    chosen: dict[str, Any],
+    record: dict[str, Any],
+    destination: Destination,
+    args: argparse.Namespace,
+):
     """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
     texts = []
     seeds = []
@@ -200,30 +231,37 @@ def draw(model: Model, prompts: list[str], chosen: dict[str, Any], record: dict[
         for k in range(args.count):
             texts.append(prompt)
             seeds.append(chosen["seed"] + k)
-    tasks.pair(texts, seeds)  # refuse a wrong seed before the first picture is drawn
+    # Refuse a wrong seed, or a record that is too long for the format, before the first picture is drawn
+    tasks.pair(texts, seeds)
+    for prompt in prompts:
+        pictures.metadata(Path(f"picture{destination.suffix}"), record | {"prompt": prompt, "seed": seeds[-1]})
     settings = {key: chosen[key] for key in TASK_FIELDS} | {"negative": chosen["negative"]}
 
-    single = args.out.suffix.lower() == ".png"
-    folder = args.out.parent if single else args.out
-    number = pictures.next_number(folder)
     images = []
+    lost = Lost()
     with tqdm(total=ceil(len(texts) / args.batch) * chosen["steps"], unit="step", disable=None) as bar:
         for first in range(0, len(texts), args.batch):
             batch = slice(first, first + args.batch)
             drawn = tasks.text_to_image(
                 model, texts[batch], seeds=seeds[batch], watch=lambda step: bar.update(), **settings
             )
-            folder.mkdir(parents=True, exist_ok=True)
             for image, prompt, seed in zip(drawn, texts[batch], seeds[batch]):
-                path = args.out if single else folder / f"{number:05d}-{seed}.png"
-                pictures.save(image, path, record | {"prompt": prompt, "seed": seed})
-                tqdm.write(str(path))
-                number += 1
+                with lost.told_later(f"the picture of seed {seed}"):
+                    tell(destination.save(image, record | {"prompt": prompt, "seed": seed}))
             if args.grid:
                 images.append(drawn.cpu())
     if args.grid:
-        pictures.save(pictures.grid(torch.cat(images), args.columns or args.count), folder / "grid.png")
-        print(folder / "grid.png")
+        with lost.told_later("the grid"):
+            save_grid(pictures.grid(torch.cat(images), args.columns or args.count), destination)
+    lost.tell()
+
+
+def save_grid(image: torch.Tensor, destination: Destination):
+    path = destination.folder / f"grid{destination.suffix}"
+    earlier = pictures.save_latest(image, path)
+    if earlier is not None:
+        warn(f"{path} of an earlier run is {earlier} now")
+    tell(path)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 
 def test_a_full_disk_is_told_in_one_line():
-    for work in (LINES, "print(1)"):
-        assert shell(work, "> /dev/full") == ("2\n", "error: the output cannot be written: No space left on device\n")
+    for work in (LINES, "print(1)"):  # at the line, or in the end
+        out = shell(work, "> /dev/full", PYTHONUNBUFFERED="")
+        assert out == ("2\n", "error: the output cannot be written: No space left on device\n")
     assert shell(LINES, "2> /dev/full")[0].endswith("8\n0\n")
 
 
