@@ -61,6 +61,11 @@ def asked() -> bool:
     return state.asked != 0
 
 
+def status() -> int:
+    """The exit status of a program that was stopped."""
+    return 128 + (state.asked or signal.SIGINT)
+
+
 def obey(number: int, frame: FrameType | None) -> None:
     state.count += 1
     if not state.asked:
@@ -75,7 +80,7 @@ def obey(number: int, frame: FrameType | None) -> None:
 def leave() -> NoReturn:
     """End at once. Nothing is cleaned up, not even by the interpreter, whose teardown a signal could break."""
     tell()
-    os._exit(128 + state.asked)
+    os._exit(status())
 
 
 def tell() -> None:
@@ -115,7 +120,7 @@ def run(main: Callable[[], object], line: str = "stopped") -> NoReturn:
     If a signal asked for it, exit with this line and the status of the signal, whatever exception arrives here:
     libraries raise others over a KeyboardInterrupt on its way up."""
     state.line = line
-    status: int | str | None = 0
+    code: int | str | None = 0
     try:
         try:
             state.working = True
@@ -123,26 +128,26 @@ def run(main: Callable[[], object], line: str = "stopped") -> NoReturn:
         finally:
             state.working = False
     except SystemExit as ended:
-        status = ended.code or 0
+        code = ended.code or 0
     except KeyboardInterrupt:
-        state.asked = state.asked or signal.SIGINT
+        state.asked = status() - 128
     except BrokenPipeError as error:  # of a print to a reader that has seen enough
         terminal.failures["<stdout>"] = error
     except OSError as error:
-        status = 2
+        code = 2
         if not state.asked:
             terminal.say(f"error: {terminal.one_line(str(error))}", sys.stderr)
     except BaseException:
-        status = 1
+        code = 1
         if not state.asked:
             terminal.say(traceback.format_exc(), sys.stderr, end="")
     state.working = False
     complete = terminal.finish()
     if state.asked:
         tell()
-        status = 128 + state.asked
-    elif not status and not complete:
-        status = 2
-    if isinstance(status, int):
-        state.status = status
-    sys.exit(status)
+        code = 128 + state.asked
+    elif not code and not complete:
+        code = 2
+    if isinstance(code, int):
+        state.status = code
+    sys.exit(code)

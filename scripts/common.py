@@ -8,6 +8,7 @@ from typing import NoReturn, TextIO
 import torch
 from tqdm import tqdm
 
+from devices import available, check_device
 from ldm import stopping, terminal
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -44,23 +45,30 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
     return Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_run_flags(parser: argparse.ArgumentParser, device: str | None = None, dtype: str | None = None):
-    """--device and --dtype, a key of DTYPES. Without a default, the device is the GPU if there is one."""
+def add_run_flags(parser: argparse._ActionsContainer, device: str | None = None, dtype: str | None = None):
+    """--device and --dtype, a key of DTYPES. Without a default, the device is the best that this machine has."""
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where to compute (default: {device})")
+        device = available()[0]
+    parser.add_argument("--device", default=device, type=parse_device, help=f"where to compute (default: {device})")
     default = "" if dtype is None else f" (default: {dtype})"
     parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the weights and activations{default}")
 
 
-def add_download_flags(parser: argparse.ArgumentParser):
+def parse_device(text: str) -> str:
+    try:
+        return check_device(text)
+    except ValueError as error:
+        fail(str(error))
+
+
+def add_download_flags(parser: argparse._ActionsContainer):
     """--variant, --revision and --offline: which files of a folder or repository are read."""
     parser.add_argument("--variant", help="weight files to take, for example fp16")
     parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
     parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
 
 
-def add_swap_flags(parser: argparse.ArgumentParser):
+def add_swap_flags(parser: argparse._ActionsContainer):
     """--unet, --vae, --prediction and --ema: networks from elsewhere, and facts that a single file may not hold."""
     parser.add_argument("--unet", help="take the UNet from here")
     parser.add_argument("--vae", help="take the VAE from here")

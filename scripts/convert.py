@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, warn
+from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, note, tell, warn
 from weights import CheckpointError
 from weights.hub.wanted import model_files, part_files
 
@@ -214,7 +214,7 @@ def convert(args: argparse.Namespace):
     for warning in caught:
         warn(in_users_words(warning.message))
     for what, count in Counter(left).items():
-        print(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""), file=sys.stderr)
+        note(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""))
 
 
 def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
@@ -254,7 +254,7 @@ def main():
         fail(f"{args.to} cannot be written: {error.strerror or error}")
     except (ValueError, RuntimeError) as error:
         fail(str(error).splitlines()[0])
-    print(args.to)
+    tell(args.to)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,11 @@ def held(destination: Destination) -> Generator[None]:
         fail(f"--out {place}: cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
-def check_space(destination: Destination, count: int, height: int, width: int):
-    """Refuse pictures for which the disk has no room, even if they have little in them."""
+def check_space(destination: Destination, count: int, settings: Mapping[str, Any]):
+    """Refuse pictures of these settings for which the disk has no room, even if they have little in them. Before the
+    model is loaded, its usual size may not be known."""
+    height = settings["height"] or 8
+    width = settings["width"] or 8
     if max(height, width) > WIDEST:
         return
     needed = int(count * 3 * height * width * SMALLEST.get(destination.suffix, 0.05))

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import weights
 from common import add_download_flags, fail, first_line, make_parser, tell
+from ldm.terminal import printable
 from tables import table
 from weights.checkpoint import PARTS, Checkpoint, Part
 from weights.hub.wanted import any_files
@@ -233,9 +234,9 @@ class Difference:
 
 
 def show(report: Report):
-    tell(f"{report.source}\n  {report.what}")
+    tell(f"{printable(report.source)}\n  {printable(report.what)}")
     for line in report.evidence:
-        tell(f"  {line}")
+        tell(f"  {printable(line)}")
     for key, value in report.facts.items():
         tell(f"    {key} = {value}")
     for rows in (report.networks, report.blocks, report.adapter, report.changed):
@@ -245,16 +246,18 @@ def show(report: Report):
         if values:
             tell(f"\n{name}")
             for key, value in values.items():
-                tell(f"  {key}: {value if len(value) <= 300 else value[:300] + '...'}")
+                text = value if len(value) <= 300 else value[:300] + "..."
+                tell(printable(f"  {key[:300]}: {text}"))
     for name, lines in (("not finite", report.not_finite), ("problems", report.problems)):
         if lines:
-            tell(f"\n{name}: " + "; ".join(lines))
+            tell(f"\n{name}: " + printable("; ".join(lines)))
 
 
 def show_json(report: Report):
     """JSON has no NaN: null."""
     values = json.dumps({key: value for key, value in asdict(report).items() if value})
-    tell(json.dumps(json.loads(values, parse_constant=lambda name: None), indent=2))
+    text = json.dumps(json.loads(values, parse_constant=lambda name: None), indent=2)
+    tell(text.replace("\x7f", "\\u007f"))  # the one control character that JSON does not escape
 
 
 def inspect(args: argparse.Namespace) -> Report:

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common import fail, make_parser
+from common import fail, make_parser, tell
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS / "notebooks"
@@ -38,7 +38,7 @@ def main():
             target.write_text(text, encoding="utf-8")
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}")
-        print(target)
+        tell(target)
 
 
 def convert(page: str) -> str:

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import weights
-from common import DTYPES, add_run_flags, fail, first_line, make_parser
+from common import DTYPES, add_run_flags, fail, first_line, make_parser, tell
 from lab.figures import Study, draw_figures
 from lab.measure import Problem, choose_levels, find_exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
@@ -137,7 +137,7 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
         f"Sampled: {problem.what}, seed {args.seed}, from noise level "
         f"{problem.levels.sigma_max:.4g} down to {problem.levels.sigma_min:.3g}."
     )
-    print(write_page(args.out, found, figures, about))
+    tell(write_page(args.out, found, figures, about))
 
 
 def main():
