@@ -2,20 +2,47 @@
 
 import argparse
 import sys
-from io import TextIOWrapper
+from itertools import pairwise
 from typing import NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
 
 from devices import available, check_device
+from ldm import stopping, terminal
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MAY_BE_EMPTY = ("--prompt", "--negative")
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, and an empty value is one of them, but for a prompt."""
+
+    def parse_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        for before, word in pairwise(["", *words]):
+            flag, equals, value = word.partition("=")
+            if word == "":
+                self.refuse_empty(before)
+            elif equals and not value and flag.startswith("--"):
+                self.refuse_empty(flag)
+        return super().parse_args(args, namespace)
+
+    def refuse_empty(self, flag: str):
+        if not flag.startswith("--"):
+            self.error("an argument is empty: give a name, or leave it out")
+        if not any(name.startswith(flag) for name in MAY_BE_EMPTY):
+            self.error(f"{flag} is empty: give a value, or leave it out")
+
+    def error(self, message: str) -> NoReturn:
+        line = terminal.one_line(f"{self.prog}: error: {message}")
+        terminal.say(f"{line} (--help lists the flags)", sys.stderr)
+        sys.exit(2)
 
 
 def make_parser(text: str | None) -> argparse.ArgumentParser:
     """A parser whose --help shows the program's own docstring, line for line."""
-    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_run_flags(parser: argparse._ActionsContainer, device: str | None = None, dtype: str | None = None):
@@ -51,23 +78,42 @@ def add_swap_flags(parser: argparse._ActionsContainer):
 
 
 def fail(message: str) -> NoReturn:
-    """End the program: one line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """End the program: one line on stderr, exit status 2. After a signal it is the stop that is told, not this."""
+    if stopping.asked():
+        raise KeyboardInterrupt
+    terminal.say(f"error: {terminal.one_line(message)}", sys.stderr)
     sys.exit(2)
 
 
 def warn(message: str):
     """One line on stderr, above a progress bar if there is one."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    note(f"warning: {message}")
+
+
+def note(message: str):
+    """One line on stderr, above a progress bar if there is one."""
+    write(terminal.one_line(message), sys.stderr)
+
+
+def tell(text: object):
+    """Lines on stdout, above a progress bar if there is one."""
+    write(str(text), sys.stdout)
+
+
+def write(text: str, stream: TextIO):
+    with tqdm.external_write_mode(file=stream):
+        terminal.say(text, stream)
+
+
+def check_text(flag: str, text: str | None):
+    """Refuse bytes that are no UTF-8; the system passes them on as halves of characters."""
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError:
+        fail(f"{flag}: holds bytes that are not UTF-8: {text!r}")
 
 
 def first_line(error: BaseException) -> str:
     """Of the error's message; the name of its class if it has none."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def escape_unprintable(stream: TextIO):
-    """Write characters that the stream's encoding lacks as escapes, where it would raise an error."""
-    if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")

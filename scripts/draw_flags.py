@@ -60,7 +60,9 @@ def add_picture_flags(parser: argparse.ArgumentParser):
 
 def add_output_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("where it goes")
-    group.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture, *.png")
+    group.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture")
+    group.add_argument("--format", choices=("png", "webp", "jpg"), help="default: as --out ends, or else png")
+    group.add_argument("--overwrite", action="store_true", help="replace the picture that --out names")
     group.add_argument("--grid", action="store_true", help="write grid.png too")
     group.add_argument("--columns", type=int, help="of the grid (default: --count, one row per prompt)")
     of_preview = "write preview.png while drawing; taesd=SOURCE: by a small decoder, sharper than without"

@@ -9,6 +9,7 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
+from ldm import stopping, terminal
 from ldm.version import version
 
 
@@ -96,10 +97,10 @@ def reported(wanted: bool) -> Iterator[Report]:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         raise
     except KeyboardInterrupt:
-        status = 130
+        status = stopping.status()
         raise
     except BaseException:
-        status = 1
+        status = stopping.status() if stopping.asked() else 1
         raise
     finally:
-        print(report.as_json(listener.lines, status), file=out, flush=True)
+        terminal.say(report.as_json(listener.lines, status), out)

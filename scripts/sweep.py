@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from axes import Axis
+from common import tell
 from jobs import Settings, draw_batches
 from labelled_grid import Texts, label_grid
 from ldm import pictures
@@ -207,7 +207,7 @@ def draw_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(sweep, folder, records, {})
     if len(missing) < len(records):
-        print(f"{len(records) - len(missing)} of {len(records)} pictures are in {folder} already")
+        tell(f"{len(records) - len(missing)} of {len(records)} pictures are in {folder} already")
     seconds = {}
     # Cells whose adapters have equal strengths are drawn while these are merged
     groups: dict[tuple[str, ...], list[int]] = {}
@@ -220,7 +220,7 @@ def draw_sweep(
             for place, image, took in draw_batches(model, group, batch, look):
                 path = folder / sweep.name(numbers[place])
                 pictures.save(image, path, group[place])
-                tqdm.write(str(path))
+                tell(path)
                 seconds[numbers[place]] = took
     for number, cell in enumerate(records):
         took = seconds.get(number)
@@ -229,4 +229,4 @@ def draw_sweep(
     write_grid(sweep, folder)
     for kind in FILES:
         report.add_file(kind, folder / FILES[kind])
-        print(folder / FILES[kind])
+        tell(folder / FILES[kind])

@@ -10,6 +10,11 @@ Picture k of a prompt has seed --seed + k. Every PNG holds what is needed to mak
 A1111's programs read (`parameters`) and as JSON (`ldm`).
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import sys
 import warnings
@@ -18,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import estimate
 import known_words
 import weights
 from axes import parse_axes
-from common import DTYPES, fail, first_line, warn
+from common import DTYPES, check_text, fail, first_line, tell, warn
+from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, batches, draw_batches, in_turn, repeat
 from ldm import pictures
@@ -45,16 +50,13 @@ def main():
         args = parse_arguments(__doc__)
         try:
             run(args, report)
-        except KeyboardInterrupt:
-            print("stopped; the pictures named above are complete", file=sys.stderr)
-            sys.exit(130)
         except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
             fail(first_line(error))
 
 
 def run(args: argparse.Namespace, report: Report):
     if args.words:
-        print("\n".join(known_words.known_names()))
+        tell("\n".join(known_words.known_names()))
         return
     earlier = {}
     if args.again:
@@ -66,36 +68,42 @@ def run(args: argparse.Namespace, report: Report):
     swept = choose_sweep(args, settings)
     folder = choose_folder(args.out, swept) if swept else args.out
     total = len(swept.cells) if swept else sum(counts)
-    check_output(args, total)
-    check_before(args, swept.cells if swept else settings, total)
+    cells = swept.cells if swept else settings
+    destination = check_output(args, folder, total)
+    check_before(args, cells, total)
     if swept:
         check_plan(swept, folder)
 
-    model, adapters, origin = load(settings[0], args)
-    for k, chosen in enumerate(swept.cells if swept else settings):
-        complete(chosen, model, rows[k].where if k < len(rows) else "")
-    commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
-    record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
-    warn_of_changes(args.again, earlier, record)
-    warn_of_words(model, swept.cells if swept else settings)
-    if swept:
-        check_after(args, model, swept.cells, swept.columns)
-        look = choose_preview(args, model, folder)
-        draw_sweep(model, adapters, swept, record, args.batch, folder, report, look)
-        return
-    merge(model, adapters, settings[0])
-    jobs = []
-    for chosen, count in zip(settings, counts):
-        jobs += repeat(chosen, count)
-    check_after(args, model, jobs, args.columns or args.count)
-    draw(model, jobs, record, args, report)
+    with held(destination):
+        check_space(destination, total, cells[0])
+        model, adapters, origin = load(settings[0], args)
+        for k, chosen in enumerate(cells):
+            complete(chosen, model, rows[k].where if k < len(rows) else "")
+        check_space(destination, total, cells[0])
+        commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
+        record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
+        warn_of_changes(args.again, earlier, record)
+        warn_of_words(model, cells)
+        if swept:
+            check_after(args, model, cells, swept.columns)
+            look = choose_preview(args, model, folder)
+            draw_sweep(model, adapters, swept, record, args.batch, folder, report, look)
+            return
+        merge(model, adapters, settings[0])
+        jobs = []
+        for chosen, count in zip(settings, counts):
+            jobs += repeat(chosen, count)
+        check_after(args, model, jobs, args.columns or args.count)
+        draw(model, jobs, record, args, destination, report)
 
 
 def choose_sweep(args: argparse.Namespace, settings: list[Settings]) -> Sweep | None:
     if args.xy is None:
         return None
-    if len(settings) > 1 or args.count > 1 or args.grid or args.out.suffix.lower() == ".png":
+    if len(settings) > 1 or args.count > 1 or args.grid or args.out.suffix.lower() in pictures.FORMATS:
         fail("--xy: takes one prompt and a folder, without --count and --grid; seed=0..3 is an axis, and so is prompt=")
+    if args.format not in (None, "png"):
+        fail(f"--xy: writes PNG; leave out --format {args.format}")
     return make_sweep(parse_axes(args.xy), settings[0])
 
 
@@ -107,7 +115,10 @@ def choose_rows(args: argparse.Namespace, record: dict[str, Any]) -> list[Row]:
 
 
 def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):
-    """Refuse what is too much, as far as that is known before a model is loaded."""
+    """Refuse what is too much or no text, as far as that is known before a model is loaded."""
+    for chosen in settings:
+        check_text("--prompt", chosen["prompt"])
+        check_text("--negative", chosen["negative"])
     if args.preview_every < 1:
         fail("--preview-every: choose at least 1")
     estimate.check_count(total, settings[0]["steps"], args.force)
@@ -128,17 +139,11 @@ def check_after(args: argparse.Namespace, model: Model, jobs: Sequence[Settings]
         estimate.check_batches(model, jobs, batches(jobs, args.batch))
 
 
-def check_output(args: argparse.Namespace, count: int):
+def check_output(args: argparse.Namespace, out: Path, count: int) -> Destination:
     """Refuse a name that so many pictures cannot be written to, before any of them is drawn."""
     if args.count < 1 or args.batch < 1 or (args.columns is not None and args.columns < 1):
         fail("--count, --batch and --columns: choose at least 1")
-    ending = args.out.suffix.lower()
-    if ending == ".png" and count > 1:
-        fail(f"--out {args.out}: one name for several pictures; give a folder")
-    if ending in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):
-        fail(f"--out {args.out}: pictures are written as PNG; give a folder or a name that ends in .png")
-    if ending != ".png" and args.out.is_file():
-        fail(f"--out {args.out}: is a file; give a folder or a name that ends in .png")
+    return choose_destination(out, args.format, args.overwrite, count)
 
 
 Loaded = tuple[Model, list[lora.Adapter], dict[str, dict[str, str]]]
@@ -230,28 +235,44 @@ def choose_preview(args: argparse.Namespace, model: Model, folder: Path) -> Prev
     return Preview(folder / "preview.png", make_decoder(model, args.preview, args.offline), args.preview_every)
 
 
-def draw(model: Model, jobs: list[Settings], record: dict[str, Any], args: argparse.Namespace, report: Report):
+def draw(
+    model: Model,
+    jobs: list[Settings],
+    record: dict[str, Any],
+    args: argparse.Namespace,
+    destination: Destination,
+    report: Report,
+):
     """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
-    single = args.out.suffix.lower() == ".png"
-    folder = args.out.parent if single else args.out
-    first = pictures.next_number(folder)
-    look = choose_preview(args, model, folder)
+    for job in jobs:  # refuse a record that is too long for the format, before the first picture is drawn
+        pictures.metadata(Path(f"picture{destination.suffix}"), record | job)
+    look = choose_preview(args, model, destination.folder)
     images = []
+    lost = Lost()
     for number, image, seconds in in_turn(draw_batches(model, jobs, args.batch, look)):
-        folder.mkdir(parents=True, exist_ok=True)
-        job = jobs[number]
-        path = args.out if single else folder / f"{first + number:05d}-{job['seed']}.png"
-        pictures.save(image, path, record | job)
-        tqdm.write(str(path))
-        report.add_picture(path, record | job, seconds)
+        made = record | jobs[number]
+        with lost.told_later(f"the picture of seed {made['seed']}"):
+            path = destination.save(image, made)
+            tell(path)
+            report.add_picture(path, made, seconds)
         if args.grid:
             images.append(image.cpu())
     if args.grid:
-        pictures.save(pictures.grid(torch.stack(images), args.columns or args.count), folder / "grid.png")
-        report.add_file("grid", folder / "grid.png")
-        print(folder / "grid.png")
+        with lost.told_later("the grid"):
+            path = save_grid(pictures.grid(torch.stack(images), args.columns or args.count), destination)
+            report.add_file("grid", path)
+    lost.tell()
+
+
+def save_grid(image: torch.Tensor, destination: Destination) -> Path:
+    path = destination.folder / f"grid{destination.suffix}"
+    earlier = pictures.save_latest(image, path)
+    if earlier is not None:
+        warn(f"{path} of an earlier run is {earlier} now")
+    tell(path)
+    return path
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
-    main()
+    stopping.run(main, "stopped; the pictures named above are complete")

@@ -262,7 +262,7 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
         (("--model", "no/such/folder"), "no/such/folder does not exist"),
         (("--device", "toaster"), "toaster"),
         (("--count", 2, "--out", "one.png"), "one name for several pictures"),
-        (("--out", "one.jpg"), "pictures are written as PNG"),
+        (("--out", "one.jpx"), "pictures are written as PNG"),
         (("--out", ROOT / "README.md"), "is a file"),
         (("--guidance", "nan"), "guidance nan: must be a number"),
         (("--seed", 2**64 - 1, "--count", 2, "--batch", 1), "must be between 0 and"),
