@@ -44,7 +44,7 @@ def check_sizes(pictures: Sequence[Mapping[str, Any]], force: bool):
         for name in ("width", "height"):
             size = settings[name]
             if size is not None and size > MAX_SIZE:
-                raise ValueError(f"{name} {str(size)[:30]}: at most {MAX_SIZE} pixels are drawn")
+                raise ValueError(f"{name} {str(size)[:30]}: must be a positive multiple of 8, at most {MAX_SIZE}")
         if settings["width"] and settings["height"] and not force:
             least = settings["width"] * settings["height"] * (DRAWN + 8 * 32)  # 8 channels are the fewest of a decoder
             check_memory(settings, least, memory("cpu"), 1, "at least")
