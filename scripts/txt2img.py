@@ -28,7 +28,7 @@ import estimate
 import known_words
 import weights
 from axes import parse_axes
-from common import DTYPES, check_text, fail, first_line, tell, warn
+from common import DTYPES, as_text, fail, first_line, tell, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, batches, draw_batches, in_turn, repeat
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace, report: Report):
     if args.words:
         tell("\n".join(known_words.known_names()))
         return
+    args.prompt = as_text("--prompt", args.prompt)
+    args.negative = as_text("--negative", args.negative)
     earlier = {}
     if args.again:
         earlier = pictures.read_record(args.again)
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace, report: Report):
     if swept:
         check_plan(swept, folder)
 
-    with held(destination):
+    with held(destination.folder, destination.longest_name):
         check_space(destination, total, cells[0])
         model, adapters, origin = load(settings[0], args)
         for k, chosen in enumerate(cells):
@@ -117,8 +119,8 @@ def choose_rows(args: argparse.Namespace, record: dict[str, Any]) -> list[Row]:
 def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):
     """Refuse what is too much or no text, as far as that is known before a model is loaded."""
     for chosen in settings:
-        check_text("--prompt", chosen["prompt"])
-        check_text("--negative", chosen["negative"])
+        as_text("prompt", chosen["prompt"])
+        as_text("negative", chosen["negative"])
     if args.preview_every < 1:
         fail("--preview-every: choose at least 1")
     estimate.check_count(total, settings[0]["steps"], args.force)
