@@ -113,7 +113,9 @@ def check_name(name: str, shown: str) -> str:
     if (start in ("option", "options") and detail.isidentifier()) or start == "lora":
         return f"{start.removesuffix('s')}{dot}{detail}"
     if start not in VARIED or dot:
-        raise ValueError(f"--xy {shown}: {show(name)} : choose {', '.join(VARIED)}, option.NAME or lora")
+        raise ValueError(
+            f"--xy {shown}: {show(name)}: it cannot be varied: choose {', '.join(VARIED)}, option.NAME or lora"
+        )
     return start
 
 

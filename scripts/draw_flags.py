@@ -10,6 +10,7 @@ from settings import parse_seed
 def parse_arguments(text: str | None) -> argparse.Namespace:
     """text: the program's own docstring, which --help shows first."""
     parser = make_parser(text)
+    parser.usage = "%(prog)s (--prompt TEXT | --prompts FILE | --again PNG | --words) [flags]"
     add_subject_flags(parser)
     add_model_flags(parser)
     add_picture_flags(parser)
@@ -20,13 +21,15 @@ def parse_arguments(text: str | None) -> argparse.Namespace:
 def add_subject_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("what to draw", "one of the first four; docs/draw.md has an example of each")
     what = group.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="what to draw")
+    what.add_argument("--prompt", metavar="TEXT", help="what to draw")
     of_file = "a text file with one prompt per line; or a .csv, .json or .jsonl with settings for each row; - is stdin"
     what.add_argument("--prompts", type=Path, metavar="FILE", help=of_file)
     what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
     what.add_argument("--words", action="store_true", help="list what the small model that ships knows by name")
-    group.add_argument("--negative", help="what to move away from")
-    of_sweep = "a picture for each value of one or two settings, as guidance=1.5..8 sampler=euler,ddim"
+    group.add_argument("--negative", metavar="TEXT", help="what to move away from")
+    of_sweep = (
+        "a picture for each value of one or two settings, with a labelled grid, as guidance=1.5..8 sampler=euler,ddim"
+    )
     group.add_argument("--xy", nargs="+", metavar="AXIS", help=of_sweep)
 
 

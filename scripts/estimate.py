@@ -24,13 +24,18 @@ GRID_PIXELS = 178_956_970  # Pillow opens no larger picture, since it could be a
 DRAWN = 12 + 3 + 12  # bytes per pixel of a finished picture: in float32, in 8 bits, and once more on the way
 
 
-def check_count(count: int, steps: int | None, force: bool, what: str = "--count and --prompts ask for"):
-    """Raises ValueError for more pictures than anybody wants."""
+def check_count(count: int, settings: Mapping[str, Any], force: bool):
+    """Raises ValueError for more pictures than anybody wants. settings: of the first of them."""
     if count <= MANY or (force and count <= MOST):
         return
-    work = f" in {count * steps:,} steps" if steps else ""
+    work = f"{count:,} pictures"
+    if settings["width"] and settings["height"]:
+        pixels = settings["width"] * settings["height"]
+        work += f" of {settings['width']} x {settings['height']} pixels, {in_words(count * pixels)} of files or more,"
+    if settings["steps"]:
+        work += f" in {count * settings['steps']:,} steps"
     limit = f"at most {MOST:,} are drawn in one run" if count > MOST else "if you mean it, add --force"
-    raise ValueError(f"{what} {count:,} pictures{work}: {limit}")
+    raise ValueError(f"this asks for {work.rstrip(',')}: {limit}")
 
 
 def check_sizes(pictures: Sequence[Mapping[str, Any]], force: bool):
@@ -39,10 +44,10 @@ def check_sizes(pictures: Sequence[Mapping[str, Any]], force: bool):
         for name in ("width", "height"):
             size = settings[name]
             if size is not None and size > MAX_SIZE:
-                raise ValueError(f"{name} {str(size)[:30]}: at most {MAX_SIZE} pixels are drawn")
+                raise ValueError(f"{name} {str(size)[:30]}: must be a positive multiple of 8, at most {MAX_SIZE}")
         if settings["width"] and settings["height"] and not force:
             least = settings["width"] * settings["height"] * (DRAWN + 8 * 32)  # 8 channels are the fewest of a decoder
-            check_memory(settings, least, memory("cpu"), 1, "at least ")
+            check_memory(settings, least, memory("cpu"), 1, "at least")
 
 
 def check_batches(model: Model, pictures: Sequence[Mapping[str, Any]], plan: Sequence[Sequence[int]]):
@@ -56,14 +61,14 @@ def check_batches(model: Model, pictures: Sequence[Mapping[str, Any]], plan: Seq
         check_memory(settings, bytes_of_a_picture(model, width, height), free, count)
 
 
-def check_memory(settings: Mapping[str, Any], one: int, free: int | None, batch: int, least: str = ""):
+def check_memory(settings: Mapping[str, Any], one: int, free: int | None, batch: int, least: str = "about"):
     if free is None or one * batch <= free:
         return
     size = f"{settings['width']} x {settings['height']} pixels"
-    need = f"{least}{in_words(one * batch)} of memory, and {in_words(free)} are free"
+    need = f"{least} {in_words(one * batch)} of memory, and {in_words(free)} are free"
     if batch > 1 and one <= free:
-        raise ValueError(f"{batch} pictures of {size} at once need about {need}: choose --batch {free // one}")
-    raise ValueError(f"a picture of {size} needs about {need}: choose a smaller one, or try with --force")
+        raise ValueError(f"{batch} pictures of {size} at once need {need}: choose --batch {free // one}")
+    raise ValueError(f"a picture of {size} needs {need}: choose a smaller one, or try with --force")
 
 
 def bytes_of_a_picture(model: Model, width: int, height: int) -> int:

@@ -28,13 +28,17 @@ def repeat(settings: Settings, count: int) -> list[Settings]:
     return [settings | {"seed": settings["seed"] + k} for k in range(count)]
 
 
+def batch_key(settings: Mapping[str, Any]) -> str:
+    """Equal for pictures that can be drawn together."""
+    return json.dumps([settings[field] for field in TASK_FIELDS], sort_keys=True)
+
+
 def batches(pictures: Sequence[Mapping[str, Any]], size: int) -> list[list[int]]:
     """The numbers of the pictures to draw at once, at most `size` of equal TASK_FIELDS; each number once. A batch comes
     where the first of its pictures does."""
     groups: dict[str, list[int]] = {}
     for number, settings in enumerate(pictures):
-        key = json.dumps([settings[field] for field in TASK_FIELDS], sort_keys=True)
-        groups.setdefault(key, []).append(number)
+        groups.setdefault(batch_key(settings), []).append(number)
     found = []
     for numbers in groups.values():
         found += [numbers[first : first + size] for first in range(0, len(numbers), size)]

@@ -22,6 +22,8 @@ from ldm.taesd import TinyVAE
 from ldm.vae import VAE, decode_latents
 from samplers.step import Step
 
+PREVIEW = "preview.png"
+
 # Latents as the UNet sees them -> red, green, blue in [-1, 1]; the last row is added. As ComfyUI publishes them.
 SD_COLORS = (
     (0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350), (-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177),

@@ -247,10 +247,9 @@ def read_value(place: str, kind: type, column: str, value: Any) -> Any:
 
 
 def read_seed(place: str, value: str | int | float) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as spreadsheets write whole numbers
+    text = str(value).removesuffix(".0")  # as spreadsheets write whole numbers
     try:
-        return parse_seed(str(value))
+        return parse_seed(text)
     except ValueError as error:
         raise ValueError(f"{place}: {show(value)}: {error}") from None
 

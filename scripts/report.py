@@ -3,11 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import TextIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from ldm import stopping, terminal
 from ldm.version import version
@@ -47,8 +46,10 @@ class Report:
         return json.dumps(content, ensure_ascii=True, allow_nan=False, default=str)
 
 
-class Listener(TextIOBase):
+class Listener:
     """A stream that hands on what is written to it, and remembers the lines."""
+
+    closed = False
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -80,7 +81,7 @@ class Listener(TextIOBase):
 
 
 @contextmanager
-def reported(wanted: bool) -> Iterator[Report]:
+def reported(wanted: bool) -> Generator[Report]:
     """A report that is written to stdout as one JSON object at the end of the block, however it ends; all that the
     block writes for people goes to stderr. Not wanted, it is kept and nothing else changes."""
     report = Report()
@@ -91,7 +92,7 @@ def reported(wanted: bool) -> Iterator[Report]:
     listener = Listener(sys.stderr)
     status = 0
     try:
-        with redirect_stdout(listener), redirect_stderr(listener):
+        with redirect_stdout(cast(TextIO, listener)), redirect_stderr(cast(TextIO, listener)):
             yield report
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

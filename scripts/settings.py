@@ -102,9 +102,8 @@ def choose_sampler_and_schedule(given: Mapping[str, Any]) -> dict[str, str | Non
     if "sampler" in given:
         chosen["sampler"], within = split_sampler(given["sampler"])
         if within and schedule and find_schedule(schedule, sdxl=True) != within:
-            raise ValueError(
-                f"sampler {show(given['sampler'])} names the schedule {within}: leave out {show(schedule)}"
-            )
+            both = f"sampler {show(given['sampler'])} names the schedule {within}"
+            raise ValueError(f"{both}: leave out --schedule {show(schedule)}")
         schedule = within or schedule
     if schedule:
         chosen["schedule"] = check_schedule(schedule, chosen.get("sampler"))

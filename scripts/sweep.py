@@ -10,12 +10,13 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from axes import Axis
 from common import tell
@@ -109,7 +110,7 @@ def check_plan(sweep: Sweep, folder: Path):
         axes = [(axis["name"], axis["values"]) for axis in plan["axes"]]
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{folder / PLAN}: is no table of a sweep: choose another --out") from None
     if axes != [(axis.name, list(axis.values)) for axis in sweep.axes]:
         raise ValueError(f"{folder}: holds another sweep, over {describe(axes)}: choose another --out")
@@ -121,29 +122,36 @@ def describe(axes: Sequence[tuple[str, Sequence[Any]]]) -> str:
 
 
 def write_tables(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]], seconds: Mapping[int, float]):
-    """cells.json, and the same as cells.csv, with a column for each axis. seconds: of the cells that were drawn now."""
-    cells = []
+    """cells.json, and the same as cells.csv. seconds: of the cells that were drawn now."""
+    cells: list[dict[str, Any]] = []
     for number, record in enumerate(records):
         row, column = sweep.place(number)
-        values = {axis.name: sweep.value(k, number) for k, axis in enumerate(sweep.axes)}
-        took = seconds.get(number)
-        cells.append({"row": row, "column": column, "path": sweep.name(number), "values": values, "seconds": took}
-                     | {"settings": record})  # fmt: skip
+        cells.append({
+            "row": row,
+            "column": column,
+            "path": sweep.name(number),
+            "values": {axis.name: sweep.value(k, number) for k, axis in enumerate(sweep.axes)},
+            "seconds": seconds.get(number),
+            "settings": record,
+        })  # fmt: skip
     axes = [{"name": axis.name, "values": axis.values, "labels": axis.labels} for axis in sweep.axes]
-    content = json.dumps({"axes": axes, "cells": cells}, indent=1, ensure_ascii=False)
-    write_whole(folder / PLAN, content)
+    write_whole(folder / PLAN, json.dumps({"axes": axes, "cells": cells}, indent=1, ensure_ascii=False))
+    write_whole(folder / FILES["csv"], as_csv(sweep, cells))
 
+
+def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
+    """A line for each cell, with a column for each axis and for each setting that is none."""
+    names = [axis.name for axis in sweep.axes]
+    others = [name for name in COLUMNS if name not in names]
     text = io.StringIO()
     table = csv.writer(text)
-    own = [name for name in COLUMNS if name not in [axis.name for axis in sweep.axes]]
-    table.writerow(["row", "column", *(axis.name for axis in sweep.axes), *own, "options", "path", "seconds"])
+    table.writerow(["row", "column", *names, *others, "options", "path", "seconds"])
     for cell in cells:
         settings = cell["settings"]
         options = " ".join(f"{name}={value}" for name, value in settings["options"].items())
-        mine = [settings[name] for name in own]
-        table.writerow([cell["row"], cell["column"], *cell["values"].values(), *mine, options, cell["path"],
-                        cell["seconds"]])  # fmt: skip
-    write_whole(folder / "cells.csv", text.getvalue())
+        line = [cell["row"], cell["column"], *cell["values"].values(), *(settings[name] for name in others)]
+        table.writerow([*line, options, cell["path"], cell["seconds"]])
+    return text.getvalue()
 
 
 def write_whole(path: Path, text: str):
@@ -197,36 +205,40 @@ def describe_shared(sweep: Sweep) -> str:
     return " · ".join(parts)
 
 
-def draw_sweep(
-    model: Model, adapters: Sequence[lora.Adapter], sweep: Sweep, record: Mapping[str, Any], batch: int, folder: Path,
-    report: Report, look: Preview | None,
-):  # fmt: skip
-    """Draw what is missing and write the grid and the tables. adapters: to merge, one for each --lora of the cells."""
-    records = [dict(record) | cell for cell in sweep.cells]
-    missing = find_missing(sweep, folder, records)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tables(sweep, folder, records, {})
-    if len(missing) < len(records):
-        tell(f"{len(records) - len(missing)} of {len(records)} pictures are in {folder} already")
-    seconds = {}
-    # Cells whose adapters have equal strengths are drawn while these are merged
+def draw_cells(
+    model: Model, adapters: Sequence[lora.Adapter], records: Sequence[Mapping[str, Any]], numbers: Sequence[int],
+    batch: int, look: Preview | None = None,
+) -> Iterator[tuple[int, Tensor, float]]:  # fmt: skip
+    """The cells of these numbers: number, picture (3 h w) and seconds of each. adapters: to merge, one for each --lora.
+    Cells whose adapters have equal strengths are drawn while these are merged."""
     groups: dict[tuple[str, ...], list[int]] = {}
-    for number in missing:
-        groups.setdefault(tuple(sweep.cells[number]["lora"] or ()), []).append(number)
-    for texts, numbers in groups.items():
+    for number in numbers:
+        groups.setdefault(tuple(records[number]["lora"] or ()), []).append(number)
+    for texts, group in groups.items():
         strengths = [parse_strength(*split_at_colon(text)) for text in texts]
         with lora.merged(model, list(zip(adapters, strengths))):
-            group = [records[number] for number in numbers]
-            for place, image, took in draw_batches(model, group, batch, look):
-                path = folder / sweep.name(numbers[place])
-                pictures.save(image, path, group[place])
-                tell(path)
-                seconds[numbers[place]] = took
-    for number, cell in enumerate(records):
+            for place, image, seconds in draw_batches(model, [records[number] for number in group], batch, look):
+                yield group[place], image, seconds
+
+
+def save_cells(
+    sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]], drawn: Iterable[tuple[int, Tensor, float]],
+    report: Report,
+):  # fmt: skip
+    """Save each cell as soon as it is drawn; then write the grid and the tables of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(sweep, folder, records, {})
+    seconds = {}
+    for number, image, took in drawn:
+        path = folder / sweep.name(number)
+        pictures.save(image, path, records[number])
+        tell(path)
+        seconds[number] = took
+    for number, record in enumerate(records):
         took = seconds.get(number)
-        report.add_picture(folder / sweep.name(number), cell, took or 0.0, is_new=took is not None)
+        report.add_picture(folder / sweep.name(number), dict(record), took or 0.0, is_new=took is not None)
     write_tables(sweep, folder, records, seconds)
     write_grid(sweep, folder)
-    for kind in FILES:
-        report.add_file(kind, folder / FILES[kind])
-        tell(folder / FILES[kind])
+    for kind, name in FILES.items():
+        report.add_file(kind, folder / name)
+        tell(folder / name)

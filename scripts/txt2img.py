@@ -3,6 +3,7 @@
     python scripts/txt2img.py --prompt "a red apple"
     python scripts/txt2img.py --prompt "a red apple" --count 8 --grid --out apples
     python scripts/txt2img.py --prompts prompts.txt --sampler euler_ancestral --option eta=0.5 --steps 30 --seed 7
+    python scripts/txt2img.py --prompt "a red apple" --xy guidance=1.5..8 sampler=euler,ddim
     python scripts/txt2img.py --again outputs/00000-0.png       # make a picture again from its own metadata
     python scripts/txt2img.py --prompt "a fox" --model sdxl.safetensors --vae fix --lora style.safetensors:0.8
 
@@ -24,25 +25,25 @@ from typing import Any
 
 import torch
 
-import estimate
 import known_words
 import weights
 from axes import parse_axes
+from before_drawing import check_after, check_before, check_drawable
 from common import DTYPES, as_text, fail, first_line, tell, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
-from jobs import Settings, batches, draw_batches, in_turn, repeat
+from jobs import Settings, draw_batches, in_turn, repeat
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.conditioning import TextCut
 from ldm.model import Model
 from ldm.version import version
-from preview import Preview, make_decoder
+from preview import PREVIEW, Preview, make_decoder
 from prompt_files import Row, read_rows
 from prompt_syntax import find_syntax
 from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
-from sweep import Sweep, check_plan, choose_folder, draw_sweep, make_sweep
+from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, make_sweep, save_cells
 
 
 def main():
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace, report: Report):
         model, adapters, origin = load(settings[0], args)
         for k, chosen in enumerate(cells):
             complete(chosen, model, rows[k].where if k < len(rows) else "")
+        check_drawable(model, cells, rows)
         check_space(destination, total, cells[0])
         commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
         record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
@@ -88,8 +90,7 @@ def run(args: argparse.Namespace, report: Report):
         warn_of_words(model, cells)
         if swept:
             check_after(args, model, cells, swept.columns)
-            look = choose_preview(args, model, folder)
-            draw_sweep(model, adapters, swept, record, args.batch, folder, report, look)
+            draw_sweep(model, adapters, swept, record, args, folder, report)
             return
         merge(model, adapters, settings[0])
         jobs = []
@@ -114,31 +115,6 @@ def choose_rows(args: argparse.Namespace, record: dict[str, Any]) -> list[Row]:
     if args.prompts is not None:
         return read_rows(args.prompts)
     return [Row("", {"prompt": record["prompt"] if args.prompt is None else args.prompt})]
-
-
-def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):
-    """Refuse what is too much or no text, as far as that is known before a model is loaded."""
-    for chosen in settings:
-        as_text("prompt", chosen["prompt"])
-        as_text("negative", chosen["negative"])
-    if args.preview_every < 1:
-        fail("--preview-every: choose at least 1")
-    estimate.check_count(total, settings[0]["steps"], args.force)
-    estimate.check_sizes(settings, args.force)
-    if args.grid:
-        columns = min(args.columns or args.count, total)
-        estimate.check_grid(total, columns, settings[0]["width"], settings[0]["height"])
-
-
-def check_after(args: argparse.Namespace, model: Model, jobs: Sequence[Settings], columns: int):
-    """Refuse what does not fit, now that all sizes are known."""
-    largest = {name: max(job[name] for job in jobs) for name in ("width", "height")}
-    if args.grid or args.xy:
-        estimate.check_grid(len(jobs), min(columns, len(jobs)), **largest)
-    if args.grid and any(job[name] != largest[name] for job in jobs for name in largest):
-        fail("--grid: pictures of different sizes make no grid; leave it out")
-    if not args.force:
-        estimate.check_batches(model, jobs, batches(jobs, args.batch))
 
 
 def check_output(args: argparse.Namespace, out: Path, count: int) -> Destination:
@@ -234,7 +210,21 @@ def shorten(text: str, length: int) -> str:
 def choose_preview(args: argparse.Namespace, model: Model, folder: Path) -> Preview | None:
     if args.preview is None:
         return None
-    return Preview(folder / "preview.png", make_decoder(model, args.preview, args.offline), args.preview_every)
+    return Preview(folder / PREVIEW, make_decoder(model, args.preview, args.offline), args.preview_every)
+
+
+def draw_sweep(
+    model: Model, adapters: list[lora.Adapter], swept: Sweep, record: dict[str, Any], args: argparse.Namespace,
+    folder: Path, report: Report,
+):  # fmt: skip
+    """Draw the cells that are not there yet, and the grid of all."""
+    records = [record | cell for cell in swept.cells]
+    missing = find_missing(swept, folder, records)
+    if len(missing) < len(records):
+        tell(f"{len(records) - len(missing)} of {len(records)} pictures are in {folder} already")
+    look = choose_preview(args, model, folder)
+    drawn = draw_cells(model, adapters, records, missing, args.batch, look)
+    save_cells(swept, folder, records, drawn, report)
 
 
 def draw(

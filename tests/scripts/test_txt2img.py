@@ -256,7 +256,7 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
         (("--width", 0), "width 0"),
         (("--steps", 0), "0 steps: choose 1 to 1000"),
         (("--steps", 1001), "1001 steps"),
-        (("--seed", -1), "seed -1"),
+        (("--seed", -2), "seed -2"),
         (("--seed", 2**64), "must be between 0 and"),
         (("--count", 0), "choose at least 1"),
         (("--model", "no/such/folder"), "no/such/folder does not exist"),
