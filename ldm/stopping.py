@@ -54,6 +54,11 @@ def listen() -> None:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, obey)
     sys.unraisablehook = raise_again
+    try:
+        os.getcwd()
+    except OSError:  # PyTorch would not even load
+        terminal.say("error: the current folder does not exist any more: change to another one", sys.stderr)
+        sys.exit(2)
 
 
 def asked() -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import estimate
 import weights
-from common import check_text, fail, first_line
+from common import as_text, fail, first_line
 from jobs import Settings, batch_key, batches
 from ldm.model import Model
 from ldm.plan import plan
@@ -18,8 +18,8 @@ from prompt_files import Row
 def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):
     """Refuse what is too much or no text, as far as that is known before a model is loaded."""
     for chosen in settings:
-        check_text("--prompt", chosen["prompt"])
-        check_text("--negative", chosen["negative"])
+        as_text("--prompt", chosen["prompt"])
+        as_text("--negative", chosen["negative"])
     if args.preview_every < 1:
         fail("--preview-every: choose at least 1")
     if args.preview and args.out.name == PREVIEW:

@@ -105,11 +105,12 @@ def write(text: str, stream: TextIO):
         terminal.say(text, stream)
 
 
-def check_text(flag: str, text: str | None):
-    """Refuse bytes that are no UTF-8; the system passes them on as halves of characters."""
+def as_text(flag: str, text: str | None) -> str | None:
+    """A text from the command line. Where the system's alphabet lacks a character, Python holds its bytes as halves of
+    characters, which are put together here; what is no UTF-8 ends the program."""
     try:
-        (text or "").encode("utf-8")
-    except UnicodeEncodeError:
+        return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
         fail(f"{flag}: holds bytes that are not UTF-8: {text!r}")
 
 

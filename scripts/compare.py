@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ import weights
 from common import DTYPES, add_run_flags, fail, first_line, make_parser, note, tell
 from comparison import cases, report
 from comparison.blocks import compare, expect
+from destination import held
 from ldm import ops
 
 
@@ -113,9 +115,10 @@ def main():
         "transformers": transformers.__version__,
     }
     try:
-        results = run(args)
-        if args.out:
-            write(args.out, results, facts, args.all)
+        with held(args.out, "compare.html") if args.out else nullcontext():
+            results = run(args)
+            if args.out:
+                write(args.out, results, facts, args.all)
     except (ValueError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
     if args.json:

@@ -35,6 +35,10 @@ class Destination:
     path: Path | None
     overwrite: bool
 
+    @property
+    def longest_name(self) -> str:
+        return LONGEST if self.path is None else self.path.name
+
     def save(self, image: Tensor, record: Mapping[str, Any]) -> Path:
         """Where the picture lies now. Raises OSError, one line, if it cannot be written."""
         if self.path is None:
@@ -53,7 +57,7 @@ def choose_destination(out: Path, form: str | None, overwrite: bool, count: int)
         fail(f"--out {out}: one name for several pictures; give a folder")
     if form and pictures.FORMATS[f".{form}"] != pictures.FORMATS[ending]:
         fail(f"--out {out} and --format {form}: the end of the name says another format; leave --format out")
-    if out.is_dir():
+    if os.path.isdir(out):  # unlike Path.is_dir, this raises nothing
         fail(f"--out {out}: cannot be written: it is a folder")
     if os.path.lexists(out) and not overwrite:
         fail(f"--out {out}: exists already: choose another name, or --overwrite to replace it")
@@ -61,7 +65,7 @@ def choose_destination(out: Path, form: str | None, overwrite: bool, count: int)
 
 
 def check_folder(out: Path, ending: str):
-    if out.is_dir():
+    if os.path.isdir(out):
         return
     if ending in OTHERS or ending in Image.registered_extensions():
         fail(f"--out {out}: {KINDS}; give a folder or a name that ends in .png, .webp or .jpg")
@@ -70,13 +74,14 @@ def check_folder(out: Path, ending: str):
 
 
 @contextmanager
-def held(destination: Destination) -> Generator[None]:
-    """A while in which the destination is there and can be written. A folder that was made for it vanishes at the end
-    if no picture came to lie in it."""
-    name = LONGEST if destination.path is None else destination.path.name
+def held(folder: Path, name: str = LONGEST) -> Generator[None]:
+    """A while in which the folder is there and a file of this name can be written to it. A folder that was made for it
+    vanishes at the end if nothing came to lie in it. Ends the program if it cannot be written."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        fail(f"--out {folder / name}: cannot be written: {folder} is no folder")
     entered = False
     try:
-        with scratch_folder(destination.folder) as scratch:
+        with scratch_folder(folder) as scratch:
             (scratch / name).touch()
             (scratch / name).unlink()
             entered = True
@@ -84,7 +89,7 @@ def held(destination: Destination) -> Generator[None]:
     except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
         if entered:
             raise
-        place = destination.path or destination.folder
+        place = folder if name == LONGEST else folder / name
         fail(f"--out {place}: cannot be written: {getattr(error, 'strerror', None) or error}")
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import weights
 from common import DTYPES, add_run_flags, fail, first_line, make_parser, tell
+from destination import held
 from lab.figures import Study, draw_figures
 from lab.measure import Problem, choose_levels, find_exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
@@ -155,7 +156,7 @@ def main():
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib, or this project with its extra viz")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), held(args.out, "lab.html"):
             experiment(args, plt)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))

@@ -29,7 +29,7 @@ import known_words
 import weights
 from axes import parse_axes
 from before_drawing import check_after, check_before, check_drawable
-from common import DTYPES, fail, first_line, tell, warn
+from common import DTYPES, as_text, fail, first_line, tell, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, draw_batches, in_turn, repeat
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace, report: Report):
     if args.words:
         tell("\n".join(known_words.known_names()))
         return
+    args.prompt = as_text("--prompt", args.prompt)
+    args.negative = as_text("--negative", args.negative)
     earlier = {}
     if args.again:
         earlier = pictures.read_record(args.again)
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace, report: Report):
     if swept:
         check_plan(swept, folder)
 
-    with held(destination):
+    with held(destination.folder, destination.longest_name):
         check_space(destination, total, cells[0])
         model, adapters, origin = load(settings[0], args)
         for k, chosen in enumerate(cells):
