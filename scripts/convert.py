@@ -12,9 +12,13 @@ opened here and nowhere else in this project, in a process of their own that acc
 that you trust.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser, warn
+from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, note, tell, warn
 from weights import CheckpointError
 from weights.hub.wanted import model_files, part_files
 
@@ -210,7 +214,7 @@ def convert(args: argparse.Namespace):
     for warning in caught:
         warn(in_users_words(warning.message))
     for what, count in Counter(left).items():
-        print(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""), file=sys.stderr)
+        note(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""))
 
 
 def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
@@ -243,20 +247,15 @@ def main():
     if sys.argv[1:2] == ["--unpickle"]:
         return unpickle(Path(sys.argv[2]), Path(sys.argv[3]))
     args = arguments()
-    escape_unprintable(sys.stdout)
     try:
         check(args, kind(args))
         convert(args)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         fail(f"{args.to} cannot be written: {error.strerror or error}")
     except (ValueError, RuntimeError) as error:
         fail(str(error).splitlines()[0])
-    print(args.to)
+    tell(args.to)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-    main()
+    stopping.run(main, "stopped; nothing was written")

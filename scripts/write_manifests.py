@@ -6,6 +6,11 @@ from ldm: so a mistake in ldm cannot enter its own contract. Names are those of 
     python scripts/write_manifests.py
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 from pathlib import Path
@@ -171,4 +176,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)
