@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -91,11 +92,6 @@ def check(args: argparse.Namespace, what: str):
     if args.to.exists() or args.to.is_symlink():
         sweep(args.to.parent)  # a program may have been killed just after it was done
         fail(f"{args.to} exists already: choose another name, or remove it")
-
-
-def warn(message: str):
-    """There is no progress bar here, so plain printing does, and a signal finds nothing half done."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 # out of pickle
