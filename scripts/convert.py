@@ -12,6 +12,11 @@ opened here and nowhere else in this project, in a process of their own that tak
 them (pickled.py).
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import re
 import signal
@@ -24,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser
+from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, note, tell, warn
 from ldm.scratch import scratch_folder, sweep
 from weights import CheckpointError
 from weights.disk.settings import JSON_BYTES, open_file
@@ -87,11 +92,6 @@ def check(args: argparse.Namespace, what: str):
     if args.to.exists() or args.to.is_symlink():
         sweep(args.to.parent)  # a program may have been killed just after it was done
         fail(f"{args.to} exists already: choose another name, or remove it")
-
-
-def warn(message: str):
-    """There is no progress bar here, so plain printing does, and a signal finds nothing half done."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 # out of pickle
@@ -197,7 +197,7 @@ def convert(args: argparse.Namespace):
     for warning in caught:
         warn(in_users_words(warning.message))
     for what, count in Counter(left).items():
-        print(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""), file=sys.stderr)
+        note(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""))
 
 
 def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
@@ -228,20 +228,15 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
 
 def main():
     args = arguments()
-    escape_unprintable(sys.stdout)
     try:
         check(args, kind(args))
         convert(args)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         fail(f"{args.to} cannot be written: {error.strerror or error}")
     except (ValueError, RuntimeError) as error:
         fail(str(error).splitlines()[0])
-    print(args.to)
+    tell(args.to)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-    main()
+    stopping.run(main, "stopped; nothing was written")

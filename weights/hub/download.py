@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 from ldm.scratch import place, scratch_folder
+from ldm.terminal import printable, say
 
 from ..errors import CheckpointError, listed, shown
 from .connection import Refused, shortened
@@ -58,7 +59,7 @@ def is_repo(source: str) -> bool:
 
 
 def print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(printable(line), sys.stderr)
 
 
 def fetch(
