@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d
 import estimate
 import weights
 from jobs import batches, draw_batches, in_turn, repeat
+from ldm import tasks
 from ldm.config import MODELS, TinyVAEConfig
 from ldm.taesd import TinyVAE
 from preview import Preview, linear_decoder, make_decoder, published_colors
@@ -137,6 +138,18 @@ def test_a_preview_shows_the_picture_and_changes_nothing(model, tmp_path):
     small = torch.tensor(list(seen[-1].getdata())).reshape(64, 64, 3).permute(2, 0, 1) / 127.5 - 1
     apart = avg_pool2d(small, 8) - avg_pool2d(plain, 8)
     assert apart.square().mean().sqrt() < 0.4 < avg_pool2d(plain, 8).std()  # it explains most of what is there
+
+
+def test_a_preview_is_of_the_clean_estimate(model, tmp_path):
+    estimates, shown = [], []
+    look = Preview(tmp_path / "preview.png", lambda x0: shown.append(x0.clone()) or torch.zeros(1, 3, 8, 8), 2, steps=4)
+
+    def watch(step):
+        estimates.append(step.x0.clone())
+        look(step)
+
+    tasks.text_to_image(model, "a fox", steps=4, watch=watch)
+    assert len(shown) == 3 and all(torch.equal(shown[k], estimates[number]) for k, number in enumerate((0, 2, 3)))
 
 
 def test_a_linear_preview_fits_the_decoder(model):
