@@ -47,7 +47,9 @@ from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, ma
 
 
 def main():
-    with reported("--json" in sys.argv) as report:
+    with reported("--json" in sys.argv) as report, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # warn_of_words tells it
+        warnings.showwarning = lambda message, *place: warn(str(message))
         args = parse_arguments(__doc__)
         try:
             run(args, report)
@@ -272,5 +274,4 @@ def save_grid(image: torch.Tensor, destination: Destination) -> Path:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
     stopping.run(main, "stopped; the pictures named above are complete")
