@@ -188,12 +188,12 @@ def test_a_report_is_one_object_however_it_ends(monkeypatch, end, status, code):
             print("50%\rwarning: mind", file=sys.stderr)
             report.add_picture("a.png", picture(seed=5), 0.5)
             if end:
-                print("error: it broke", file=sys.stderr)
+                print("error: it broke\nldm draw: error: it broke", file=sys.stderr)
                 raise end
     except (SystemExit, KeyboardInterrupt) as error:
         assert error is end
     found = json.loads(out.getvalue())
     assert (found["status"], found["exit"]) == (status, code)
     assert found["pictures"] == [{"path": "a.png", "seed": 5, "seconds": 0.5, "settings": picture(seed=5)}]
-    assert found["warnings"] == ["mind"] and found["errors"] == (["it broke"] if end else [])
+    assert found["warnings"] == ["mind"] and found["errors"] == (["it broke"] * 2 if end else [])
     assert err.getvalue().startswith("a.png\n")
