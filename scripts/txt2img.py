@@ -47,7 +47,8 @@ from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, ma
 
 
 def main():
-    with reported("--json" in sys.argv) as report:
+    with reported("--json" in sys.argv) as report, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # warn_of_words tells it
         args = parse_arguments(__doc__)
         try:
             run(args, report)
@@ -134,18 +135,22 @@ def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
     for text in chosen["lora"] or ():
         parse_strength(*split_at_colon(text))
 
-    model = weights.load(
-        chosen["model"] or weights.MINIATURE,
-        dtype=DTYPES[chosen["dtype"]],
-        device=args.device,
-        variant=chosen["variant"],
-        revision=chosen["revision"],
-        offline=args.offline,
-        unet=chosen["unet"],
-        vae=chosen["vae"],
-        prediction=chosen["prediction"],
-        ema=bool(chosen["ema"]),
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = weights.load(
+            chosen["model"] or weights.MINIATURE,
+            dtype=DTYPES[chosen["dtype"]],
+            device=args.device,
+            variant=chosen["variant"],
+            revision=chosen["revision"],
+            offline=args.offline,
+            unet=chosen["unet"],
+            vae=chosen["vae"],
+            prediction=chosen["prediction"],
+            ema=bool(chosen["ema"]),
+        )
+    for warning in caught:
+        warn(str(warning.message))
     files = {name: weights.file_hash(path) for name, path in model.files.items()}
     origin = {"files": files, "added": {}, "revisions": dict(model.revisions)}
 
@@ -272,5 +277,4 @@ def save_grid(image: torch.Tensor, destination: Destination) -> Path:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
     stopping.run(main, "stopped; the pictures named above are complete")
