@@ -19,6 +19,98 @@ if __name__ == "__main__":
 
 import argparse
 import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import weights
+from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, note, tell, warn
+from ldm.scratch import scratch_folder, sweep
+from weights import CheckpointError
+from weights.disk.settings import JSON_BYTES, open_file
+from weights.hub.wanted import model_files, part_files
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
+FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "prediction", "ema"}
+OPTIONS = {  # what is written -> the options that say something of it
+    "a folder": FOR_MODELS | {"shard_size", "write_variant"},
+    "one file": FOR_MODELS,
+    "one network": FOR_ALL | {"part", "names"},
+    "an adapter or embedding": FOR_ALL,
+}
+UNPICKLE = Path(__file__).with_name("pickled.py")
+PATIENCE = 600  # seconds for a pickle, and more for a large one, by
+SLOWEST = 1_000_000  # bytes per second
+
+
+def arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("source", help="a folder, a file, or owner/name on the hub")
+    parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new .safetensors file")
+    parser.add_argument("--layout", choices=("diffusers", "ldm", "sgm"), help="default: by the name of --to")
+    parser.add_argument("--part", choices=("unet", "vae", "text_encoder", "text_encoder_2"), help="this network alone")
+    parser.add_argument("--names", choices=("diffusers", "ldm", "open_clip"), help="of its tensors; default: diffusers")
+    parser.add_argument("--dtype", choices=DTYPES, help="of all tensors (default: each as it is)")
+    parser.add_argument("--shard-size", type=size, help="of the files of a folder, for example 5GB")
+    parser.add_argument("--write-variant", help="a word in the names of a folder's files, for example fp16")
+    add_download_flags(parser)
+    add_swap_flags(parser)
+    return parser.parse_args()
+
+
+def size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?)B?", text.upper(), re.ASCII)
+    count = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if not count:
+        fail(f"--shard-size {text}: give a number of bytes, with KB, MB or GB, for example 5GB")
+    return count
+
+
+def kind(args: argparse.Namespace) -> str:
+    """What is asked for, of OPTIONS."""
+    if args.part:
+        return "one network"
+    folder = args.layout == "diffusers" if args.layout else args.to.suffix != ".safetensors"
+    return "a folder" if folder else "one file"
+
+
+def check(args: argparse.Namespace, what: str):
+    """Refuse whatever would have no effect on what is written, or none that can be read."""
+    if (what == "a folder") == (args.to.suffix == ".safetensors"):
+        fail(f"--to {args.to}: the name of a file must end with .safetensors, and that of a folder must not")
+    for name, value in vars(args).items():
+        if value and name not in OPTIONS[what]:
+            fail(f"--{name.replace('_', '-')} has no effect on {what}, and that is what would be written")
+    if not re.fullmatch(r"[\w-]+", args.write_variant or "none", re.ASCII):
+        fail(f"--write-variant {args.write_variant}: it can have letters, digits, _ and -")
+    if args.to.exists() or args.to.is_symlink():
+        sweep(args.to.parent)  # a program may have been killed just after it was done
+        fail(f"{args.to} exists already: choose another name, or remove it")
+
+
+# out of pickle; adapters too
+    python scripts/convert.py sdxl --to mine --unet spin.safetensors --shard-size 2GB     # parts put together
+
+The source may be a folder, a file or a repository of the hub. What is written appears under its name when it is
+complete. Metadata of a single file are kept; what has no place in what is written is told on stderr. Pickled files are
+opened here and nowhere else in this project, in a process of their own that takes tensors alone and runs nothing of
+them (pickled.py).
+"""
+
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
+import argparse
+import re
+import signal
 import subprocess
 import sys
 import warnings
