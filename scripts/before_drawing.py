@@ -26,7 +26,7 @@ def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: 
         fail(f"--out {args.out}: previews have this name; choose another")
     if total > estimate.MANY:
         estimate.check_count(total, with_usual(settings[0]), args.force)
-    estimate.check_sizes(settings, args.force)
+    estimate.check_sizes(settings, args.device, args.force)
     if args.grid:
         columns = min(args.columns or args.count, total)
         estimate.check_grid(total, columns, settings[0]["width"], settings[0]["height"])

@@ -38,7 +38,7 @@ def check_count(count: int, settings: Mapping[str, Any], force: bool):
     raise ValueError(f"this asks for {work.rstrip(',')}: {limit}")
 
 
-def check_sizes(pictures: Sequence[Mapping[str, Any]], force: bool):
+def check_sizes(pictures: Sequence[Mapping[str, Any]], device: str, force: bool):
     """Raises ValueError for sizes that no model could draw here, as far as they are known before one is loaded."""
     for settings in pictures:
         for name in ("width", "height"):
@@ -47,7 +47,7 @@ def check_sizes(pictures: Sequence[Mapping[str, Any]], force: bool):
                 raise ValueError(f"{name} {str(size)[:30]}: must be a positive multiple of 8, at most {MAX_SIZE}")
         if settings["width"] and settings["height"] and not force:
             least = settings["width"] * settings["height"] * (DRAWN + 8 * 32)  # 8 channels are the fewest of a decoder
-            check_memory(settings, least, memory("cpu"), 1, "at least")
+            check_memory(settings, least, memory(device), 1, "at least")
 
 
 def check_batches(model: Model, pictures: Sequence[Mapping[str, Any]], plan: Sequence[Sequence[int]]):

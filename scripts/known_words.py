@@ -12,6 +12,8 @@ from ldm.model import Model
 COLORS = ("white", "black", "gray", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 CAPTION = ("a", "an", "the", "and", "of", "with", "on", "in", "small", "style", "flat", "3d", "background", *COLORS)
 
+SHOWN = 5  # unknown words of a message
+
 
 def known_names(model: Model | None = None) -> list[str]:
     """What a model was trained to draw, where its folder lists that; the names of the miniature for None."""
@@ -25,14 +27,15 @@ def known_names(model: Model | None = None) -> list[str]:
 
 
 def find_unknown(texts: Iterable[str], names: Collection[str], added: Collection[str] = ()) -> dict[str, list[str]]:
-    """The words of these texts that stand in no name and no caption -> the nearest names. added: learned words."""
+    """The words of these texts that stand in no name and no caption -> the nearest names, of the first few. added:
+    learned words."""
     of_names = {word for name in names for word in split_words(name)}
     known = of_names | set(CAPTION) | {word.casefold() for word in added}
     unknown = {}
     for text in texts:
         for word in split_words(text):
             if len(word) > 1 and word not in known and word not in unknown:
-                unknown[word] = nearest(word, names)
+                unknown[word] = nearest(word, names) if len(unknown) < SHOWN else []
     return unknown
 
 
@@ -53,10 +56,10 @@ def nearest(word: str, names: Collection[str]) -> list[str]:
 def tell_unknown(unknown: dict[str, list[str]], names: Collection[str]) -> str:
     """All of it in one line."""
     parts = []
-    for word, near in list(unknown.items())[:5]:
+    for word, near in list(unknown.items())[:SHOWN]:
         offer = f" (nearest: {', '.join(near)})" if near else ""
         parts.append(f"{word[:40]!r}{offer}")
-    more = f" and {len(unknown) - 5} more words" if len(unknown) > 5 else ""
+    more = f" and {len(unknown) - SHOWN} more words" if len(unknown) > SHOWN else ""
     return (
         f"this model does not know {', '.join(parts)}{more}; it knows {len(names)} names: ldm draw --words lists them"
     )

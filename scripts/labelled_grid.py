@@ -12,6 +12,7 @@ TEXT = (28, 28, 30)
 SOFT = (110, 110, 116)  # of names and notes
 LINE = (226, 226, 230)
 SMALLEST_CELL = 160  # pixels; smaller pictures are enlarged by a whole factor, so that labels fit beside them
+LARGEST = 50_000_000  # pixels; a grid of more is not enlarged
 LABEL_LINES = 3  # the rest of a longer label is left out
 ELLIPSIS = "..."
 Rows = Sequence[Sequence[Image.Image]]
@@ -67,6 +68,8 @@ def label_grid(pictures: Rows, texts: Texts) -> Image.Image:
     """pictures: rows of columns, which may differ in size. The grid is as large as they and their labels need."""
     smallest = min(max(picture.size) for row in pictures for picture in row)
     factor = ceil(SMALLEST_CELL / smallest)
+    if sum(picture.width * picture.height for row in pictures for picture in row) * factor**2 > LARGEST:
+        factor = 1
     cells = [[enlarge(picture, factor) for picture in row] for row in pictures]
     layout = Layout(cells, texts)
     canvas = Image.new("RGB", (layout.width, layout.height), BACKGROUND)

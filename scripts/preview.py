@@ -51,7 +51,7 @@ class Preview:
     def __call__(self, step: Step) -> None:
         if step.i % self.every and step.i + 1 < self.steps:
             return
-        images = self.decode(step.x0).float().clamp(-1, 1)
+        images = self.decode(step.x0).float().nan_to_num().clamp(-1, 1)
         self.write(pictures.to_pil(pictures.grid(images, ceil(len(images) ** 0.5))))
 
     def write(self, picture: Image.Image) -> None:

@@ -36,7 +36,7 @@ def killed_in(home: Path) -> Path:
 def test_what_a_killed_program_left_is_swept(tmp_path):
     killed_in(tmp_path)
     with scratch_folder(tmp_path) as folder:
-        assert list(tmp_path.iterdir()) == [folder]
+        assert list(tmp_path.iterdir()) == [folder] and folder.stat().st_mode & 0o777 == 0o700
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,10 +68,10 @@ def test_what_is_too_much_is_said_before_it_begins(model, monkeypatch):
     with pytest.raises(ValueError, match="000 pictures: at most 10,000,000 are drawn"):
         estimate.check_count(10**12, {"width": None, "height": 64, "steps": None}, force=True)
     with pytest.raises(ValueError, match="^width 100000: must be a positive multiple of 8, at most 32768$"):
-        estimate.check_sizes([picture(width=100_000)], force=True)
+        estimate.check_sizes([picture(width=100_000)], "cpu", force=True)
     monkeypatch.setattr(estimate, "memory", lambda device: 2 * 10**9)
     with pytest.raises(ValueError, match="a picture of 32000 x 32000 pixels needs at least 290 GB of memory, and 2 GB"):
-        estimate.check_sizes([picture(width=32_000, height=32_000)], force=False)
+        estimate.check_sizes([picture(width=32_000, height=32_000)], "cpu", force=False)
     small, large = [picture()] * 512, [picture(width=1024, height=1024)] * 512
     estimate.check_batches(model, small, [list(range(8))])
     with pytest.raises(

@@ -2,12 +2,15 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from prompt_files import read_rows
+from support.paths import ROOT
 
 TWO = [{"prompt": "a red apple", "seed": 7}, {"prompt": "a fox, flat style", "steps": 9, "guidance": 2.5}]
 
@@ -111,3 +114,23 @@ def test_what_is_wrong_is_one_line_with_row_and_column(rows, capsys, name, conte
     told = capsys.readouterr().err
     assert end.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1 and len(told) < 800
     assert words in told and f"{name}: " in told
+
+
+def test_rows_are_drawn_together_and_numbered_in_their_order(tmp_path):
+    """As a user runs it: mixed settings from stdin, the report on stdout, all else on stderr."""
+    table = "prompt,seed,steps,option.eta,count\na red apple,7,2,,\nan owl,5,3,0.5,2\n\na fox,,,,\n"
+    command = [sys.executable, str(ROOT / "scripts/txt2img.py"), "--prompts", "-", "--sampler", "DDIM", "--schedule",
+               "SGM Uniform", "--steps", "2", "--seed", "3", "--json", "--preview", "--out", str(tmp_path)]  # fmt: skip
+    run = subprocess.run(command, input=table, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    names = [f"{number:05d}-{seed}.png" for number, seed in enumerate((7, 5, 6, 3))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "preview.png"]
+    assert [Path(picture["path"]).name for picture in report["pictures"]] == names
+    assert run.stderr.splitlines() == [str(tmp_path / name) for name in names]
+    expected = [("a red apple", 2, {}), ("an owl", 3, {"eta": 0.5}), ("an owl", 3, {"eta": 0.5}), ("a fox", 2, {})]
+    for picture, (prompt, steps, options) in zip(report["pictures"], expected):
+        with Image.open(picture["path"]) as image:
+            record = json.loads(image.text["ldm"])
+        assert record == picture["settings"] and record["schedule"] == "sgm_uniform"
+        assert (record["prompt"], record["steps"], record["options"]) == (prompt, steps, options)

@@ -231,6 +231,8 @@ def test_a_page_in_place_of_a_file(file, length, hub):
 
     hub.lies[BLOB if file == FILE else f"/{file}"] = page
     refused()
+    cache = Path(resume.constants.HF_HUB_CACHE)
+    assert not any(PAGE[:6] in path.read_bytes() for path in cache.rglob("*") if path.is_file())
     hub.lies.clear()
     assert read(fetch(REPO, every)) == FILES
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.scratch import place, scratch_folder
+from ldm.scratch import place, scratch_folder, sweep
 
 from ..errors import CheckpointError, shown
 from .safetensors import is_finite
@@ -22,6 +22,7 @@ def atomic_path(path: Path) -> Generator[Path]:
     CheckpointError if `path` is taken or cannot be written."""
     try:
         if path.exists() or path.is_symlink():
+            sweep(path.parent)  # a program may have been killed just after it was done
             raise taken(path)
         with scratch_folder(path.parent) as scratch:
             part = scratch / path.name

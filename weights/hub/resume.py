@@ -31,6 +31,7 @@ def fetch_blob(repo: str, name: str, commit: str, file: File, blob: Path) -> Non
     url = hf_hub_url(repo, name, revision=commit)
     with FileLock(lock_of(blob)):
         if blob.is_file() and blob.stat().st_size == file.size:  # by another process, while this one waited
+            part.unlink(missing_ok=True)
             return
         try:
             fetch_part(url, name, file, part, blob.name)
@@ -41,9 +42,7 @@ def fetch_blob(repo: str, name: str, commit: str, file: File, blob: Path) -> Non
         if found != blob.name:
             part.unlink()
             kind = "SHA-256" if file.sha256 else "git's hash"
-            raise CheckpointError(
-                f"{shortened(url)} arrived damaged, with {kind} {found[:12]} for {blob.name[:12]}: run again"
-            )
+            raise wrong(url, f"arrived damaged, with {kind} {found[:12]} for {blob.name[:12]}: run again")
         os.replace(part, blob)
 
 
@@ -82,6 +81,7 @@ def fetch_rest(url: str, size: int, out: BinaryIO, bar: tqdm) -> None:
     """Append what is missing of `size` bytes. A connection that ends early or falls silent is taken up again; one that
     was reset or is far too slow, or a refusal, is an error."""
     failures = 0
+    solid = os.fstat(out.fileno()).st_size  # a few bytes after it, again and again, may be those of a page
     while True:
         begin = os.fstat(out.fileno()).st_size
         bar.update(begin - bar.n)
@@ -99,13 +99,17 @@ def fetch_rest(url: str, size: int, out: BinaryIO, bar: tqdm) -> None:
         reached = os.fstat(out.fileno()).st_size
         if reached == size:
             continue
-        failures = 0 if reached - begin > PROGRESS else failures + 1
+        failures += 1
+        if reached - begin > PROGRESS:
+            failures = 0
+            solid = reached
+        if reached < solid:  # the server has begun anew
+            solid = 0
         if trouble and (failures == ATTEMPTS or was_reset(trouble)):
             raise trouble
         if failures == ATTEMPTS:
-            raise CheckpointError(
-                f"{shortened(url)} ends after {reached} bytes of the {size} that are listed: run again later"
-            )
+            out.truncate(solid)
+            raise wrong(url, f"ends after {reached} bytes of the {size} that are listed: run again later")
         time.sleep(PAUSE)
 
 
@@ -135,9 +139,7 @@ def check_range(url: str, begin: int, size: int, answer: Answer) -> None:
     """Refuse another part than was asked for, and another file, before anything of it is read."""
     place = answer.headers.get("Content-Range", "")
     if answer.status not in (200, 206) or (answer.status == 206 and not place.startswith(f"bytes {begin}-")):
-        raise CheckpointError(
-            f"{url} answers {answer.status} {shown(place)} for the bytes from {begin}: run again later"
-        )
+        raise wrong(url, f"answers {answer.status} {shown(place)} for the bytes from {begin}: run again later")
     if answer.status == 200:
         begin = 0
     length = answer.headers.get("Content-Length")
@@ -147,9 +149,7 @@ def check_range(url: str, begin: int, size: int, answer: Answer) -> None:
 
 def another_file(url: str, found: str, size: int) -> CheckpointError:
     """Most often a page of the local network that asks to sign in."""
-    return CheckpointError(
-        f"{shortened(url)} sends {found} bytes where {size} are listed: it is another file, run again later"
-    )
+    return wrong(url, f"sends {found} bytes where {size} are listed: it is another file, run again later")
 
 
 def wrong(url: str, what: str) -> CheckpointError:
