@@ -12,22 +12,32 @@ import os
 import torch
 
 from common import fail
+from ldm.model import Model
 
 SMALL = 20_000_000  # parameters of the UNet, up to which one thread is as fast as two on an idle machine
 SMALL_PIXELS = 256 * 256  # of a batch; more pixels keep several threads busy
+MOST = 1024
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which users choose
 
 
 def add_threads_flag(parser: argparse._ActionsContainer):
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: by the size of the model)")
+    of_threads = "to compute with on the CPU (default: 1 for a small model, else one for each core)"
+    parser.add_argument("--threads", type=parse_threads, metavar="N", help=of_threads)
 
 
-def set_threads(asked: int | None, parameters: int, pixels: int):
-    """For a UNet with so many parameters and a batch with so many pixels: what --threads or the environment asks for,
-    else one thread for what is small, else all."""
+def parse_threads(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MOST):
+        fail(f"--threads {text[:40]}: choose 1 to {MOST}")
+    return int(text)
+
+
+def set_threads(asked: int | None, model: Model, pixels: int):
+    """For a model, and pictures of so many pixels that are drawn at once: the threads that --threads or the environment
+    asks for, else one if both are small, else all."""
     if asked is not None:
-        if not 1 <= asked <= 1024:
-            fail(f"--threads {asked}: choose 1 to 1024")
         torch.set_num_threads(asked)
-    elif parameters <= SMALL and pixels <= SMALL_PIXELS and not any(name in os.environ for name in VARIABLES):
+        return
+    chosen = any(name in os.environ for name in VARIABLES)
+    parameters = sum(parameter.numel() for parameter in model.unet.parameters())
+    if not chosen and parameters <= SMALL and pixels <= SMALL_PIXELS:
         torch.set_num_threads(1)
