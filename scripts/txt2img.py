@@ -44,6 +44,7 @@ from prompt_syntax import find_syntax
 from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
 from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, make_sweep, save_cells
+from threads import set_threads
 
 
 def main():
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace, report: Report):
         for k, chosen in enumerate(cells):
             complete(chosen, model, rows[k].where if k < len(rows) else "")
         check_drawable(model, cells, rows)
+        set_threads(args.threads, model, min(args.batch, total) * cells[0]["height"] * cells[0]["width"])
         check_space(destination, total, cells[0])
         commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
         record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
