@@ -18,7 +18,7 @@ from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 from ldm.vae import VAE
 
-from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_tensors
+from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_value
 from .errors import CheckpointError, listed, shown
 from .layouts.names import Piece, pieces
 from .misfits import TOKENS, refuse_parts
@@ -40,6 +40,10 @@ HARMLESS = (  # a tensor without a place in our networks -> what it is, which is
 )
 LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
+# A network of more parameters than its file has tensors is not built, whatever a config.json asks for. A tensor can hold
+# three of them in open_clip's names, and what a file lacks of a published network is told by name: hence the slack.
+SLACK = 2000
+MOST = 10_000  # parameters of a network; to build as many takes half a second
 TOGETHER = "put the files of one model together"
 
 SPELLINGS = tuple(
@@ -93,8 +97,7 @@ class Part:
         network, places = self.match()
         for name, tensor in network.state_dict().items():
             held, piece = places[name]
-            ((_, value),) = read_values([held])
-            yield name, take(piece, value, tensor.shape)
+            yield name, take(piece, read_value(held), tensor.shape)
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Key and value, as float32, of each stored tensor that holds floating-point numbers; read one by one."""
@@ -140,7 +143,7 @@ def read_values(tensors: Iterable[Held]) -> Iterator[tuple[str, Tensor]]:
     """Key and value, as float32, of those tensors that hold floating-point numbers."""
     for held in tensors:
         if held.entry.dtype in FLOATS:
-            yield from read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
+            yield held.key, read_value(held)
 
 
 def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
@@ -166,10 +169,19 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
 
 
 class Uninitialised(TorchFunctionMode):
-    """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them."""
+    """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them. And
+    no more than `most` parameters."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.left = most
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is torch.empty:
+            self.left -= 1
+        if self.left < 0:
+            raise ValueError("it has more parameters than the file has tensors for")
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
@@ -178,7 +190,7 @@ class Uninitialised(TorchFunctionMode):
 def build(part: Part) -> Network:
     """The network without memory for its parameters, frozen and in evaluation mode."""
     try:
-        with torch.device("meta"), Uninitialised():
+        with torch.device("meta"), Uninitialised(min(SLACK + 2 * len(part.stored), MOST)):
             return NETWORKS[type(part.config)](part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
         what = f"no such network as {part.described_by} describes can be built"

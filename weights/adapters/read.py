@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, fits
@@ -21,7 +22,7 @@ from ldm.adapters.lora import Adapter, parameters
 from ldm.model import Model
 
 from ..checkpoint import read_values, text_width
-from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored
+from ..disk.safetensors import FLOATS, TORCH, Entries, read_header, read_stored, read_tensors
 from ..disk.settings import Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
@@ -112,8 +113,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     another CheckpointError for whatever is wrong with it."""
     path = adapter_file(Path(source))
     metadata = read_header(path).metadata
-    with open_mapped(path) as file:
-        tensors = {key: file.get_tensor(key) for key in read_header(path).entries}  # their values stay on the disk
+    tensors = read_as_stored(path, read_header(path).entries)  # their values stay on the disk
     groups, unknown = group_tensors(path, tensors)
     if not groups:
         raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
@@ -148,16 +148,22 @@ def adapter_file(source: Path) -> Path:
 def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a small file, as views of it, all finite; and its metadata."""
     header = read_header(path)
-    for key, entry in header.entries.items():
+    tensors = read_as_stored(path, header.entries, check_finite=True)
+    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
+    return tensors, header.metadata
+
+
+def read_as_stored(path: Path, entries: Entries, check_finite: bool = False) -> dict[str, Tensor]:
+    """Views of the file, in the dtypes that it has."""
+    groups: dict[torch.dtype, Entries] = defaultdict(dict)
+    for key, entry in entries.items():
         if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-    with open_mapped(path) as file:
-        tensors = {key: file.get_tensor(key) for key in header.entries}
-    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
-    for key, tensor in tensors.items():
-        if not is_finite(tensor):
-            raise CheckpointError(f"{path}: {shown(key)} holds NaN or infinity: the file is damaged")
-    return tensors, header.metadata
+        groups[TORCH[entry.dtype]][key] = entry
+    found = {}
+    for dtype, group in groups.items():
+        found |= read_tensors(path, group, dtype, torch.device("cpu"), check_finite)
+    return {key: found[key] for key in entries}
 
 
 def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group[T]], list[str]]:
