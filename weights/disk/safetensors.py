@@ -167,56 +167,54 @@ def check_layout(path: Path, entries: Entries, room: int) -> None:
         faults.refuse_end(path, reached, room)
 
 
-def read_tensors(
-    path: Path, entries: Entries, dtype: torch.dtype, device: torch.device, check_finite: bool = False
-) -> NamedTensors:
-    """Key and tensor, as `dtype` on `device`, of these entries of a checked file, in its order but for what needs no
-    conversion: that comes first, from `map_tensors`. CheckpointError for a file that has changed, or for NaN and
-    infinity where they are looked for."""
-    stay = entries_as_stored(entries, dtype) if device.type == "cpu" else {}
+def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device, check: bool) -> NamedTensors:
+    """Key and tensor, as `dtype` on `device`, of these entries of a checked file. check: look for NaN and infinity.
+    What needs no conversion comes first, from `map_tensors`. CheckpointError for a file that has changed."""
+    stay = {key: entry for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"}
     if stay:
-        yield from map_tensors(path, stay, check_finite)
+        yield from map_tensors(path, stay, check)
     with open_file(path) as file:
         check_state(path, file, entries)
-        for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
-            if key in stay:
-                continue
-            tensor = torch.empty(entry.shape, dtype=dtype, device=device)
-            for part, piece in zip(tensor.view(-1).split(PIECE), pieces(path, file, entry)):
-                part.copy_(piece)
-            if check_finite and not is_finite(tensor):
+        for key in sorted(entries.keys() - stay, key=lambda key: entries[key].begin):
+            tensor = copied(path, file, entries[key], dtype, device)
+            if check and not is_finite(tensor):
                 faults.refuse_values(path, key, dtype)
             yield key, tensor
         check_state(path, file, entries)
 
 
-def entries_as_stored(entries: Entries, dtype: torch.dtype) -> Entries:
-    """Those that have the dtype in the file, except for single numbers, which are nothing to map."""
-    return {key: entry for key, entry in entries.items() if TORCH[entry.dtype] == dtype and entry.end - entry.begin > 8}
+def copied(path: Path, file: BufferedReader, entry: Entry, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.empty(entry.shape, dtype=dtype, device=device)
+    for part, piece in zip(tensor.view(-1).split(PIECE), pieces(path, file, entry)):
+        part.copy_(piece)
+    return tensor
 
 
-def map_tensors(path: Path, entries: Entries, check_finite: bool = False) -> NamedTensors:
+def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
     """Views of the mapped file, which take memory only when they are used; do not change the file meanwhile. To touch a
     page that a shortened file no longer has would end the process, so none is touched here."""
     with open_file(path) as file:
         check_state(path, file, entries)
-        mapped = map_file(path, file)
+        mapped = memoryview(map_file(path, file, size=next(iter(entries.values())).file.size))
         for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
             dtype = TORCH[entry.dtype]
-            if check_finite and not all(map(is_finite, pieces(path, file, entry))):
+            if check and not all(map(is_finite, pieces(path, file, entry))):
                 faults.refuse_values(path, key, dtype)
+            if entry.begin == entry.end:
+                yield key, torch.empty(entry.shape, dtype=dtype)
+                continue
             tensor = torch.frombuffer(
-                mapped, dtype=dtype, count=prod(entry.shape), offset=entry.file.start + entry.begin
+                mapped[entry.file.start + entry.begin : entry.file.start + entry.end], dtype=dtype
             )
             yield key, tensor.view(entry.shape)
         check_state(path, file, entries)
 
 
-def map_file(path: Path, file: BufferedReader) -> mmap:
+def map_file(path: Path, file: BufferedReader, size: int) -> mmap:
     """What is written to the mapping does not reach the file."""
     try:
-        return mmap(file.fileno(), 0, access=ACCESS_COPY)
-    except ValueError:  # it is empty by now
+        return mmap(file.fileno(), size, access=ACCESS_COPY)
+    except ValueError:  # it is shorter by now
         faults.refuse_change(path)
 
 
@@ -239,12 +237,17 @@ def pieces(path: Path, file: BufferedReader, entry: Entry) -> Iterator[Tensor]:
         yield torch.frombuffer(piece, dtype=dtype)
 
 
-def read_value(held: Held) -> Tensor:
-    """One tensor as float32, in memory of its own. CheckpointError as from `read_tensors`."""
-    check_floats([held])
-    values = read_tensors(held.file, {held.key: held.entry}, torch.float64, torch.device("cpu"))
-    ((_, tensor),) = values
-    return tensor.float()
+def read_value(held: Held, as_stored: bool = False) -> Tensor:
+    """One tensor, in memory of its own: as float32, or in its dtype of TORCH. CheckpointError as from `read_tensors`."""
+    if not as_stored:
+        check_floats([held])
+    dtype = TORCH[held.entry.dtype] if as_stored else torch.float32
+    entries = {held.key: held.entry}
+    with open_file(held.file) as file:
+        check_state(held.file, file, entries)
+        tensor = copied(held.file, file, held.entry, dtype, torch.device("cpu"))
+        check_state(held.file, file, entries)
+    return tensor
 
 
 def check_floats(tensors: Iterable[Held]) -> None:
@@ -262,8 +265,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def choose_file(where: str, names: list[str], stem: str, variant: str | None) -> str:
-    """The file or index to read: that of the variant; without one the plain one, else the only one there is. Raises
-    CheckpointError that lists what is offered instead; `where` begins it."""
+    """The file or index to read: that of the variant; without one the plain one, else the only one there is."""
     plain = f"{stem}.safetensors"
     if plain in names and not variant:
         return plain
