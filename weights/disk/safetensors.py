@@ -238,7 +238,7 @@ def pieces(path: Path, file: BufferedReader, entry: Entry) -> Iterator[Tensor]:
 
 
 def read_value(held: Held, as_stored: bool = False) -> Tensor:
-    """One tensor, in memory of its own: as float32, or in its dtype of TORCH. CheckpointError as from `read_tensors`."""
+    """One tensor, in memory of its own: as float32, or in its dtype of TORCH. Raises as `read_tensors`."""
     if not as_stored:
         check_floats([held])
     dtype = TORCH[held.entry.dtype] if as_stored else torch.float32
