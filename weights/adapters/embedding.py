@@ -15,10 +15,13 @@ from ldm.clip import CLIPText
 from ldm.config import FAMILIES
 from ldm.model import Model
 
+from ..disk.safetensors import read_header
 from ..errors import CheckpointError, listed, shown
 from .read import read_all
 
 UNNAMED = "emb_params"
+MOST_VECTORS = 1000  # no prompt has room for more than 75
+WIDEST_TOWER = 2**16
 PAIR = ("clip_l", "clip_g")  # of SDXL's towers, in published order
 TITLES = {family.widths: family.title for family in FAMILIES.values()}  # by the widths of the vectors
 
@@ -35,6 +38,7 @@ class Embedding:
 def read_embedding(source: str | Path) -> Embedding:
     """CheckpointError, one line, for a file of another kind."""
     path = Path(source)
+    check_sizes(path)
     tensors, _ = read_all(path)
     keys = PAIR if tensors.keys() == set(PAIR) else tuple(tensors)
     if keys != PAIR and len(keys) != 1:
@@ -54,6 +58,16 @@ def read_embedding(source: str | Path) -> Embedding:
             "other: equally many are expected"
         )
     return Embedding(path.stem if keys == PAIR or keys == (UNNAMED,) else keys[0], vectors, str(path))
+
+
+def check_sizes(path: Path) -> None:
+    """Before anything is read of a file that may be of any kind."""
+    for key, entry in read_header(path).entries.items():
+        if max(entry.shape, default=0) > WIDEST_TOWER or len(entry.shape) == 2 and entry.shape[0] > MOST_VECTORS:
+            raise CheckpointError(
+                f"{path}: {shown(key)} has the shape {shown(entry.shape)}: at most {MOST_VECTORS} vectors of at most "
+                f"{WIDEST_TOWER} numbers are read"
+            )
 
 
 def add_embedding(model: Model, embedding: Embedding | str | Path, token: str | None = None) -> Model:

@@ -11,11 +11,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from ldm.adapters.deltas import Delta, DoRA, fits
@@ -23,8 +21,8 @@ from ldm.adapters.lora import Adapter, parameters
 from ldm.model import Model
 
 from ..checkpoint import read_values
-from ..disk.safetensors import FLOATS, TORCH, Entries, Held, map_tensors, read_header, read_stored, read_value
-from ..disk.settings import Settings, names_in, parse_json
+from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_stored
+from ..disk.settings import WIDEST, Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
 from ..misfits import text_width
@@ -157,18 +155,12 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def read_as_stored(path: Path, entries: Entries, check_finite: bool = False) -> dict[str, Tensor]:
     """Views of the file, in the dtypes that it has."""
-    groups: dict[torch.dtype, Entries] = defaultdict(dict)
-    found = {}
     for key, entry in entries.items():
         if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-        if prod(entry.shape) == 1:  # an alpha is looked at soon, and then it must be there
-            found[key] = read_value(Held(path, key, entry), as_stored=True)
-        else:
-            groups[TORCH[entry.dtype]][key] = entry
-    for group in groups.values():
-        found |= map_tensors(path, group, check_finite)
-    return {key: found[key] for key in entries}
+        if max(entry.shape, default=0) > WIDEST:
+            raise CheckpointError(f"{path}: {shown(key)} has the shape {shown(entry.shape)}: no layer is so large")
+    return dict(map_tensors(path, entries, check_finite)) if entries else {}
 
 
 def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group[T]], list[str]]:

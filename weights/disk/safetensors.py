@@ -192,21 +192,21 @@ def copied(path: Path, file: BufferedReader, entry: Entry, dtype: torch.dtype, d
 
 def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
     """Views of the mapped file, which take memory only when they are used; do not change the file meanwhile. To touch a
-    page that a shortened file no longer has would end the process, so none is touched here."""
+    page that a shortened file no longer has would end the process, so none is touched here. Single numbers are read."""
+    size = next(iter(entries.values())).file.size
     with open_file(path) as file:
         check_state(path, file, entries)
-        mapped = memoryview(map_file(path, file, size=next(iter(entries.values())).file.size))
+        mapped = memoryview(map_file(path, file, size))
         for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
                 faults.refuse_values(path, key, dtype)
-            if entry.begin == entry.end:
-                yield key, torch.empty(entry.shape, dtype=dtype)
-                continue
-            tensor = torch.frombuffer(
-                mapped[entry.file.start + entry.begin : entry.file.start + entry.end], dtype=dtype
-            )
-            yield key, tensor.view(entry.shape)
+            if prod(entry.shape) > 1:
+                begin = entry.file.start + entry.begin
+                end = entry.file.start + entry.end
+                yield key, torch.frombuffer(mapped[begin:end], dtype=dtype).view(entry.shape)
+            else:
+                yield key, copied(path, file, entry, dtype, torch.device("cpu"))
         check_state(path, file, entries)
 
 
@@ -237,15 +237,13 @@ def pieces(path: Path, file: BufferedReader, entry: Entry) -> Iterator[Tensor]:
         yield torch.frombuffer(piece, dtype=dtype)
 
 
-def read_value(held: Held, as_stored: bool = False) -> Tensor:
-    """One tensor, in memory of its own: as float32, or in its dtype of TORCH. Raises as `read_tensors`."""
-    if not as_stored:
-        check_floats([held])
-    dtype = TORCH[held.entry.dtype] if as_stored else torch.float32
+def read_value(held: Held) -> Tensor:
+    """One tensor as float32, in memory of its own. Raises as `read_tensors`."""
+    check_floats([held])
     entries = {held.key: held.entry}
     with open_file(held.file) as file:
         check_state(held.file, file, entries)
-        tensor = copied(held.file, file, held.entry, dtype, torch.device("cpu"))
+        tensor = copied(held.file, file, held.entry, torch.float32, torch.device("cpu"))
         check_state(held.file, file, entries)
     return tensor
 

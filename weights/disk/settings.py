@@ -19,7 +19,8 @@ from ..errors import CheckpointError, shown
 HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can write one alone
 JSON_BYTES = 20_000_000  # at most; those of published files, lists of the training's captions included, have 10 MB
 USUAL_BYTES = 2**20  # up to these, no text makes trouble
-VALUES = 500_000  # in one JSON text, at most: the index of a network of 10,000 tensors has as many
+VALUES = 250_000  # in one JSON text, at most: 20,000 tensors in a header, of which no published file has 5,000
+DIGITS = re.compile(rb"[0-9]{500}")  # of one number: to read many such numbers takes long
 TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 WIDEST = 2**20  # of a width; no network comes near it
 DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
@@ -87,6 +88,8 @@ def check_size(raw: bytes, where: str) -> None:
     count = count_values(raw)
     if count > VALUES:
         count = count_values(without_texts(raw))
+    if DIGITS.search(raw) and DIGITS.search(without_texts(raw)):
+        raise CheckpointError(f"{where} is not valid JSON here: it has a number of more than 500 digits")
     if count > VALUES:
         raise CheckpointError(f"{where} is not valid JSON here: it has {count} values, and at most {VALUES} are read")
 
