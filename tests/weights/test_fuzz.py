@@ -329,6 +329,9 @@ def test_headers(good, tmp_path):
                 values = json.loads(raw[8:end])
                 for _ in range(dice.choice([1, 1, 1, 2, 3])):
                     edited(values, dice)
+                if k == 1:
+                    values = json.loads(raw[8:end])
+                    values["e"]["shape"] = [1] * 65  # which chance would hardly meet
                 put(path, written(values, raw[end:], dice))
             else:
                 put(path, damaged(raw, dice))

@@ -21,7 +21,7 @@ OTHERS = (  # the first bytes, in lower case, of what people save as .safetensor
     (b"gguf", "is a GGUF file: this program reads safetensors"),
     (b"{", "is JSON text: the download went wrong"),
 )
-MINUS_ZERO = re.compile(rb"-0(?![0-9])")
+MINUS_ZERO = re.compile(rb"-0(?![0-9.eE])")
 
 
 def refuse_fields(path: Path, key: str, value: Any, length: int) -> NoReturn:

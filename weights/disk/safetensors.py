@@ -227,8 +227,8 @@ def check_state(path: Path, file: BufferedReader, entries: Entries) -> None:
 def pieces(path: Path, file: BufferedReader, entry: Entry) -> Iterator[Tensor]:
     """The values of a tensor, PIECE of them at a time; each piece (n) lies in the memory of the one before."""
     dtype = TORCH[entry.dtype]
-    size = min(PIECE * dtype.itemsize, entry.end - entry.begin)
-    buffer = memoryview(bytearray(size))
+    size = PIECE * dtype.itemsize
+    buffer = memoryview(bytearray(min(size, entry.end - entry.begin)))
     file.seek(entry.file.start + entry.begin)
     for begin in range(entry.begin, entry.end, size):
         piece = buffer[: entry.end - begin]
