@@ -60,7 +60,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise OSError(f"{path}: {error.strerror or error}") from error
     try:
         record = json.loads(text or "")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise ValueError(f"{path}: holds no record of how it was made; give a PNG that this program wrote") from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f"{path}: its record is damaged: it names no prompt")

@@ -11,6 +11,7 @@ from typing import Any
 from common import DTYPES, fail, first_line, warn
 from samplers import SAMPLERS, find
 from samplers import options as sampler_options
+from weights.errors import shown
 
 FIELDS = {  # all that decides a picture and stands in its record, by kind; most are flags of the same name
     "prompt": str,
@@ -42,9 +43,9 @@ def check_record(path: Path, record: dict[str, Any]):
     for key, kind in FIELDS.items():
         value = record.get(key)
         if value is not None and not is_of_kind(value, kind):
-            fail(f"{path}: its record is damaged: {key} is {value!r}")
+            fail(f"{path}: its record is damaged: {key} is {shown(value)}")
     if record.get("dtype") not in (None, *DTYPES):
-        fail(f"{path}: its record is damaged: dtype is {record['dtype']!r}")
+        fail(f"{path}: its record is damaged: dtype is {shown(record['dtype'])}")
 
 
 def is_of_kind(value: Any, kind: type) -> bool:

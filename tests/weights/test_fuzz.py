@@ -5,9 +5,12 @@ second of processor time and 200 MB of memory; and what our reader accepts, the 
 """
 
 import json
+import os
 import random
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from safetensors.torch import save_file
 
 from ldm.config import ModelConfig
 from support import tiny
+from support.paths import ROOT
 from support.single_files import COUNTERS, published
 from weights import CheckpointError
 from weights.disk.safetensors import BITS, read_header, read_stored
@@ -524,3 +528,25 @@ def test_checkpoints(model, count, tmp_path):
             lines[kind(found)] += 1
             assert isinstance(found, str) or sane(found.facts), found.facts
     assert len(lines) > 5, lines
+
+
+# all kinds of input, in a process of their own
+
+
+def test_ten_thousand_inputs():
+    """Of every kind that a stranger's files can have, within limits that the operating system keeps: see support.fuzz.
+    What it found has a name below, or in test_bombs.py and test_changing_files.py."""
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "tests", "scripts"))
+    run = subprocess.run(
+        [sys.executable, "-m", "support.fuzz", "10000"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    figures = json.loads(run.stdout)
+    assert sum(figures["inputs"].values()) == 10000 and len(figures["inputs"]) == 8
+    for kind, count in figures["inputs"].items():  # neither all good nor all refused: the faults go deep
+        assert 0.01 * count < figures["read"][kind] < 0.8 * count, (kind, figures)
+    assert figures["lines"] > 500, figures

@@ -31,6 +31,7 @@ from .names import names_of
 
 T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
+MOST_LOOKUPS = 10_000_000  # of a tensor among the patterns; they take seconds
 WHOLE = ("I64", "I32", "I16", "I8", "U8")  # an alpha may be of these types
 READS_TEXT = re.compile(r"attn2[._]to_k$")
 Group = dict[str, tuple[str, T]]  # what a file holds for one module: field -> key and tensor
@@ -188,13 +189,28 @@ def read_configs(path: Path, tensors: Mapping, metadata: Mapping[str, str]) -> d
     bare = any(key.startswith("base_model.model.") for key in tensors)
     beside = path.with_name("adapter_config.json")
     if bare:  # without alpha in the tensors the strength would be a guess
-        return {"": Settings.read(beside)}
+        settings = Settings.read(beside)
+        check_work(path, len(tensors), {"": settings.values})
+        return {"": settings}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
     for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), where).items():
         part, _, name = key.rpartition(".")
         configs[part][name] = value
+    check_work(path, len(tensors), configs)
     return {part: Settings(where, values) for part, values in configs.items()}
+
+
+def check_work(path: Path, tensors: int, configs: Mapping[str, Mapping]) -> None:
+    """Each module is looked up among the patterns of its network."""
+    for values in configs.values():
+        for key in ("rank_pattern", "alpha_pattern"):
+            table = values.get(key)
+            if isinstance(table, dict) and len(table) * tensors > MOST_LOOKUPS:
+                raise CheckpointError(
+                    f"{path}: {key} has {len(table)} patterns for {tensors} tensors, more than any adapter: "
+                    "fewer are expected"
+                )
 
 
 def check_family(path: Path, shape: tuple[int, ...], model: Model) -> None:
