@@ -11,7 +11,7 @@ PYTEST    := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 export PROMPT K           # the shell reads them from there, so quotes in them do no harm
 
-.PHONY: help image test check lint types fuzz notebooks wheel miniature clean
+.PHONY: help image test check lint types faults fuzz notebooks wheel miniature clean
 
 help:                       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: .venv/test            ## format and lint
 
 types: .venv/test           ## the type checker
 	$(RUN) -m ty check
+
+faults: .venv/test          ## 100 kills at random points while models and pictures are written: nothing half-written, no leftovers
+	$(RUN) tests/faults.py
 
 fuzz: .venv/test            ## 200,000 damaged and hostile inputs, half an hour; INPUTS and SEED: how many, and which
 	PYTHONPATH=.:tests:scripts OMP_NUM_THREADS=1 $(RUN) -m support.fuzz $(INPUTS) --seed $(SEED)

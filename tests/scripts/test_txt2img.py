@@ -197,6 +197,27 @@ def test_adapters_and_embeddings_are_recorded(script, tmp_path):
         assert image.tobytes() == pixels
 
 
+def test_words_beside_a_lora(tmp_path, script):
+    """One file gives both; the word that stays unknown is told in one line, in the form of the other warnings."""
+    facts = weights.describe(weights.MINIATURE).facts
+    channels, width, stem = facts.unet.channels[-1], facts.texts[0].width, "diffusion_model.middle_block.1.proj_in"
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {
+            f"{stem}.lora_down.weight": torch.ones(2, channels),
+            f"{stem}.lora_up.weight": torch.ones(channels, 2) / 1000,
+            "bundle_emb.zxqj.clip_l": torch.ones(2, width) / 10,
+            "bundle_emb.<y>.clip_l": torch.ones(1, width) / 10,
+        },
+        path,
+    )
+    flags = ("--prompt", "a zxqj apple", "--lora", path, *FAST, "--out", tmp_path / "out.png", "--embedding")
+    run = script("txt2img.py", *flags, f"{path}:zxqj")
+    assert run.returncode == 0, run.stderr
+    how = "add_embedding (txt2img: --embedding FILE:WORD) makes them known"
+    assert run.stderr == f"warning: {path} also holds the words '<y>': {how}\n"
+
+
 def broken(tmp_path, change) -> str:
     """A copy of the miniature with one thing wrong."""
     folder = tmp_path / "model"
@@ -256,13 +277,13 @@ def test_a_broken_model_is_told_in_one_line(script, tmp_path, name):
         (("--width", 0), "width 0"),
         (("--steps", 0), "0 steps: choose 1 to 1000"),
         (("--steps", 1001), "1001 steps"),
-        (("--seed", -1), "seed -1"),
+        (("--seed", -2), "seed -2"),
         (("--seed", 2**64), "must be between 0 and"),
         (("--count", 0), "choose at least 1"),
         (("--model", "no/such/folder"), "no/such/folder does not exist"),
         (("--device", "toaster"), "toaster"),
         (("--count", 2, "--out", "one.png"), "one name for several pictures"),
-        (("--out", "one.jpg"), "pictures are written as PNG"),
+        (("--out", "one.jpx"), "pictures are written as PNG"),
         (("--out", ROOT / "README.md"), "is a file"),
         (("--guidance", "nan"), "guidance nan: must be a number"),
         (("--seed", 2**64 - 1, "--count", 2, "--batch", 1), "must be between 0 and"),

@@ -244,7 +244,7 @@ EMBEDDINGS = {
 }
 
 
-def write_bombs(home: Path) -> list[tuple[str, str, str, str]]:
+def write_bombs(home: Path) -> list[tuple[str, str, Path, str]]:
     """Name, how it is read, where it lies, what the line must say."""
     bombs = []
     for name, (raw, data, words) in HEADERS.items():
