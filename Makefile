@@ -36,7 +36,7 @@ types: .venv/test           ## the type checker
 faults: .venv/test          ## 100 kills at random points while models and pictures are written: nothing half-written, no leftovers
 	$(RUN) tests/faults.py
 
-fuzz: .venv/test            ## 200,000 damaged and hostile inputs, half an hour; INPUTS and SEED: how many, and which
+fuzz: .venv/test            ## 200,000 damaged and hostile inputs, five minutes; INPUTS, SEED: how many, which
 	PYTHONPATH=.:tests:scripts OMP_NUM_THREADS=1 $(RUN) -m support.fuzz $(INPUTS) --seed $(SEED)
 
 notebooks: .venv/core       ## docs/notebooks/ again, from their pages

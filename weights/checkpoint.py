@@ -189,16 +189,15 @@ def build(part: Part) -> Network:
         with torch.device("meta"), Uninitialised(min(SLACK + 2 * len(part.stored), MOST)):
             return NETWORKS[type(part.config)](part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
-        what = f"no such network as {part.described_by} describes can be built"
-        raise CheckpointError(f"{part.path}: {what}: {error}") from None
+        raise CheckpointError(f"{part.path}: what {part.described_by} describes cannot be built: {error}") from None
 
 
 def match_tensors(network: nn.Module, part: Part) -> Places:
     """A place for each parameter, and a parameter or a line of HARMLESS for each tensor; else CheckpointError."""
     needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     places = {name: Place(held, Piece(name)) for name, held in part.stored.items()}
-    extra = []
-    if part.names != "diffusers" or places.keys() != needed.keys():  # else the file's names are ours
+    extra: list[str] = []
+    if part.names != "diffusers" or places.keys() != needed.keys():
         places, extra = find_places(needed, part)
     wrong = [name for name, place in places.items() if not fits_shape(place, needed[name])]
     if extra or wrong or len(places) < len(needed):

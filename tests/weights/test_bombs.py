@@ -15,6 +15,8 @@ import pytest
 
 from support.paths import ROOT
 from support.single_files import published
+from weights import CheckpointError
+from weights.errors import LINE, shown
 
 FOLDER = """
 import json, resource, signal, sys, warnings
@@ -304,3 +306,21 @@ def test_a_bomb_is_one_line(name, outcomes):
     assert said and not said.startswith("!!!"), said
     assert words in said and (path in said or str(Path(path).parent) in said), said
     assert said.isprintable() and len(said) <= 1000, said
+
+
+def test_an_error_keeps_its_beginning_and_its_end():
+    """The file, which is named first, and what to do, which is said last; escapes count as they are printed."""
+    error = str(CheckpointError("model.safetensors: " + "\x1b\U0001f600\n" * 10**6 + ": download it again"))
+    assert error.startswith("model.safetensors: \\x1b") and error.endswith(": download it again")
+    assert len(error) == LINE and error.isprintable()
+    assert str(CheckpointError("short")) == "short"
+
+
+def test_what_cannot_be_shown():
+    """Lists that are too deep for Python to write them, and numbers of too many digits."""
+    deep: list = []
+    for _ in range(10**5):
+        deep = [deep]
+    assert shown(deep) == "list too large to be shown"
+    assert shown(10**5000) == "int too large to be shown"
+    assert shown("a" * 10**6) == "'" + "a" * 63 + "..." + "a" * 32 + "'"

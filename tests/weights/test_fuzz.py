@@ -535,7 +535,7 @@ def test_checkpoints(model, count, tmp_path):
 
 def test_ten_thousand_inputs():
     """Of every kind that a stranger's files can have, within limits that the operating system keeps: see support.fuzz.
-    What it found has a name below, or in test_bombs.py and test_changing_files.py."""
+    What it found has a name in test_bombs.py and test_changing_files.py."""
     paths = os.pathsep.join(str(ROOT / name) for name in (".", "tests", "scripts"))
     run = subprocess.run(
         [sys.executable, "-m", "support.fuzz", "10000"],

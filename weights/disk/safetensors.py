@@ -168,8 +168,7 @@ def check_layout(path: Path, entries: Entries, room: int) -> None:
 
 
 def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device, check: bool) -> NamedTensors:
-    """Key and tensor, as `dtype` on `device`, of these entries of a checked file. check: look for NaN and infinity.
-    What needs no conversion comes first, from `map_tensors`. CheckpointError for a file that has changed."""
+    """Key and tensor, as `dtype` on `device`, of these entries of a checked file. check: refuse NaN and infinity."""
     stay = {key: entry for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"}
     if stay:
         yield from map_tensors(path, stay, check)
