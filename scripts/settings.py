@@ -20,6 +20,7 @@ from samplers.options import show
 from samplers.schedules import find as find_schedule
 from samplers.schedules.names import EITHER_AYS
 from samplers.schedules.names import plain as plain_schedule
+from weights.errors import shown
 
 # A1111's "Automatic", where it is not the model's own: its samplers' favourite schedules
 AUTOMATIC = dict.fromkeys(
@@ -58,9 +59,9 @@ def check_record(path: Path, record: dict[str, Any]):
     for key, kind in FIELDS.items():
         value = record.get(key)
         if value is not None and not is_of_kind(value, kind):
-            fail(f"{path}: its record is damaged: {key} is {value!r}")
+            fail(f"{path}: its record is damaged: {key} is {shown(value)}")
     if record.get("dtype") not in (None, *DTYPES):
-        fail(f"{path}: its record is damaged: dtype is {record['dtype']!r}")
+        fail(f"{path}: its record is damaged: dtype is {shown(record['dtype'])}")
 
 
 def is_of_kind(value: Any, kind: type) -> bool:

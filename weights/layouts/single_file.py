@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ldm.config import MODELS, ModelConfig, TinyVAEConfig, VAEConfig
 from ldm.model import Model
 
 from ..checkpoint import Checkpoint, Part, check_fit
-from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
+from ..disk.safetensors import Held, Stored, read_header, read_stored, read_value
 from ..errors import CheckpointError, listed
 from ..misfits import TOKENS
 from . import overrides, training
@@ -124,11 +123,6 @@ def averaged_copy(stored: Stored, unet: Stored, path: Path) -> Stored:
             f"{path} has no averaged copy of its UNet, {listed(missing)} are missing: load it without ema"
         )
     return {key: stored[copy] for key, copy in copies.items()}
-
-
-def read_value(held: Held) -> Tensor:
-    ((_, tensor),) = read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
-    return tensor
 
 
 def extras(keys: Iterable[str], prefixes: Collection[str], path: Path) -> dict[str, str]:
