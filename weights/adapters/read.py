@@ -28,12 +28,13 @@ from ldm.model import Model
 
 from ..checkpoint import read_values
 from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_stored
-from ..disk.settings import WIDEST, Settings, names_in, parse_json
+from ..disk.settings import WIDEST, Settings, names_in, parse_json, read_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
 from ..misfits import text_width
-from .kinds import build, check_work, config_of, scale_of, split_key
+from .kinds import build, config_of, scale_of, split_key
 from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_name, whose, words_in
+from .peft_tables import PeftSettings
 
 T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
@@ -56,7 +57,6 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     tensors, metadata = read_all(path)
     groups, unmatched = group_tensors(path, tensors)
     configs = read_configs(path, tensors, metadata)
-    check_work(path, len(tensors), configs)
     table = names_of(model, part)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
     deltas: dict[str, Delta] = {}
@@ -143,7 +143,6 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     if not groups:
         raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
     configs = read_configs(path, tensors, metadata)
-    check_work(path, len(tensors), configs)
     changes = []
     problems = []
     for module, group in groups.items():
@@ -240,15 +239,19 @@ def read_configs(path: Path, tensors: Mapping, metadata: Mapping[str, str]) -> d
     saved_alone = any(key.startswith("base_model.model.") for key in tensors)
     has_alpha = any(key.endswith(".alpha") for key in tensors)
     if saved_alone and not has_alpha:  # without a configuration the strength would be a guess
-        return {"": Settings.read(beside)}
+        return {"": read_beside(beside)}
     if of_peft and beside.exists():
-        return {"": Settings.read(beside)}
+        return {"": read_beside(beside)}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
     for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), where).items():
         part, _, name = key.rpartition(".")
         configs[part][name] = value
-    return {part: Settings(where, values) for part, values in configs.items()}
+    return {part: PeftSettings(where, values) for part, values in configs.items()}
+
+
+def read_beside(path: Path) -> PeftSettings:
+    return PeftSettings(str(path), read_json(path))
 
 
 def check_family(path: Path, shape: tuple[int, ...], model: Model) -> None:
