@@ -25,6 +25,7 @@ from labelled_grid import Texts, label_grid
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.model import Model
+from ldm.scratch import place, scratch_folder
 from preview import Preview
 from report import Report
 from samplers.options import show
@@ -89,19 +90,23 @@ def find_missing(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]
     check_plan(sweep, folder)
     missing = []
     for number, record in enumerate(records):
-        path = folder / sweep.name(number)
-        try:
-            found = pictures.read_record(path)
-        except (OSError, ValueError):  # not there, or not finished
+        if not is_drawn(folder / sweep.name(number), record):
             missing.append(number)
-            continue
-        expected = json.loads(json.dumps(record))
-        other = [key for key in expected if found.get(key) != expected[key]]
-        if other:
-            key = other[0]
+    return missing
+
+
+def is_drawn(path: Path, record: Mapping[str, Any]) -> bool:
+    """Raises ValueError for a picture that was made otherwise."""
+    try:
+        found = pictures.read_record(path)
+    except (OSError, ValueError):  # not there, or damaged
+        return False
+    expected = json.loads(json.dumps(record))
+    for key in expected:
+        if found.get(key) != expected[key]:
             made = f"{key} {show(found.get(key))}, not {show(expected[key])}"
             raise ValueError(f"{path}: is there already, and was made with {made}: choose another --out")
-    return missing
+    return True
 
 
 def check_plan(sweep: Sweep, folder: Path):
@@ -109,11 +114,19 @@ def check_plan(sweep: Sweep, folder: Path):
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         axes = [(axis["name"], axis["values"]) for axis in plan["axes"]]
     except FileNotFoundError:
+        check_names(sweep, folder)
         return
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{folder / PLAN}: is no table of a sweep: choose another --out") from None
     if axes != [(axis.name, list(axis.values)) for axis in sweep.axes]:
         raise ValueError(f"{folder}: holds another sweep, over {describe(axes)}: choose another --out")
+
+
+def check_names(sweep: Sweep, folder: Path):
+    """The table is written first: what has the name of another file of the sweep is none of it."""
+    for name in (*FILES.values(), *map(sweep.name, range(len(sweep.cells)))):
+        if os.path.lexists(folder / name):
+            raise ValueError(f"{folder / name}: is there already, and of no sweep: choose another --out")
 
 
 def describe(axes: Sequence[tuple[str, Sequence[Any]]]) -> str:
@@ -134,8 +147,7 @@ def write_tables(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]
             "seconds": seconds.get(number),
             "settings": record,
         })  # fmt: skip
-    axes = [{"name": axis.name, "values": axis.values, "labels": axis.labels} for axis in sweep.axes]
-    write_whole(folder / PLAN, json.dumps({"axes": axes, "cells": cells}, indent=1, ensure_ascii=False))
+    write_whole(folder / PLAN, json.dumps({"axes": describe_axes(sweep), "cells": cells}, indent=1, ensure_ascii=False))
     write_whole(folder / FILES["csv"], as_csv(sweep, cells))
 
 
@@ -154,10 +166,24 @@ def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def claim(sweep: Sweep, folder: Path):
+    """Make the folder this sweep's, by its table. Raises ValueError if another program was faster."""
+    with scratch_folder(folder) as scratch:
+        (scratch / PLAN).write_text(json.dumps({"axes": describe_axes(sweep), "cells": []}), encoding="utf-8")
+        try:
+            place(scratch / PLAN, folder / PLAN)
+        except FileExistsError:
+            check_plan(sweep, folder)
+
+
+def describe_axes(sweep: Sweep) -> list[dict[str, Any]]:
+    return [{"name": axis.name, "values": axis.values, "labels": axis.labels} for axis in sweep.axes]
+
+
 def write_whole(path: Path, text: str):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)
+    with scratch_folder(path.parent) as scratch:
+        (scratch / path.name).write_text(text, encoding="utf-8", newline="")
+        os.replace(scratch / path.name, path)
 
 
 def write_grid(sweep: Sweep, folder: Path):
@@ -176,9 +202,9 @@ def write_grid(sweep: Sweep, folder: Path):
         columns=sweep.axes[0].labels,
         rows=down.labels if down else [""],
     )
-    part = folder / f"grid.png.{os.getpid()}.part"
-    label_grid(rows, texts).save(part, format="PNG")
-    os.replace(part, folder / FILES["grid"])
+    with scratch_folder(folder) as scratch:
+        label_grid(rows, texts).save(scratch / "grid.png", format="PNG")
+        os.replace(scratch / "grid.png", folder / FILES["grid"])
 
 
 def title_of(sweep: Sweep) -> str:
@@ -221,17 +247,28 @@ def draw_cells(
                 yield group[place], image, seconds
 
 
+def save_cell(image: Tensor, path: Path, record: Mapping[str, Any]):
+    """A damaged one is replaced; that of another run, which drew it meanwhile, stays. Raises ValueError if that was
+    made otherwise."""
+    try:
+        pictures.save(image, path, record, overwrite=False)
+    except FileExistsError:
+        if not is_drawn(path, record):
+            pictures.save(image, path, record)
+
+
 def save_cells(
     sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]], drawn: Iterable[tuple[int, Tensor, float]],
     report: Report,
 ):  # fmt: skip
     """Save each cell as soon as it is drawn; then write the grid and the tables of all."""
     folder.mkdir(parents=True, exist_ok=True)
+    claim(sweep, folder)
     write_tables(sweep, folder, records, {})
     seconds = {}
     for number, image, took in drawn:
         path = folder / sweep.name(number)
-        pictures.save(image, path, records[number])
+        save_cell(image, path, records[number])
         tell(path)
         seconds[number] = took
     for number, record in enumerate(records):
