@@ -23,6 +23,7 @@ import weights
 from support import tiny
 from support.hub_server import Hub, connect, sha256
 from weights import CheckpointError
+from weights.hub import resume
 from weights.hub.download import fetch, is_repo
 from weights.hub.wanted import model_files, one_file, part_files
 
