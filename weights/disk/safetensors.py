@@ -190,9 +190,10 @@ def copied(path: Path, file: BufferedReader, entry: Entry, dtype: torch.dtype, d
     return tensor
 
 
-def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
+def map_tensors(path: Path, entries: Entries, check: bool, small: int = 1) -> NamedTensors:
     """Views of the mapped file, which take memory only when they are used; do not change the file meanwhile. To touch a
-    page that a shortened file no longer has would end the process, so none is touched here. Single numbers are read."""
+    page that a shortened file no longer has would end the process, so none is touched here. Tensors of up to `small`
+    numbers are read."""
     size = next(iter(entries.values())).file.size
     with open_file(path) as file:
         check_state(path, file, entries)
@@ -201,7 +202,7 @@ def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
                 faults.refuse_values(path, key, dtype)
-            if prod(entry.shape) > 1:
+            if prod(entry.shape) > small:
                 begin = entry.file.start + entry.begin
                 end = entry.file.start + entry.end
                 yield key, torch.frombuffer(mapped[begin:end], dtype=dtype).view(entry.shape)
