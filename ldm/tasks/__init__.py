@@ -32,7 +32,9 @@ All tasks share these arguments; None means the model's own default.
     decode      False gives the final latents as the UNet sees them, in place of pixels.
 """
 
-from ..plan import defaults
+from ..plan import defaults, plan_part
+from .image_to_image import image_to_image
+from .inpaint import inpaint, inpaint_part
 from .text_to_image import pair, text_to_image
 
-__all__ = ["defaults", "pair", "text_to_image"]
+__all__ = ["defaults", "image_to_image", "inpaint", "inpaint_part", "pair", "plan_part", "text_to_image"]
