@@ -83,7 +83,7 @@ def begin(
     """The latents that a run begins with. Draws are made in the order of diffusers: the posterior of the picture, but
     for a trained UNet at strength 1; the noise; the posterior of the masked picture, whoever needs it."""
     streams = asked.streams
-    mask = mask_of_latents(painted, model.vae.factor, cells)
+    mask = mask_of_latents(painted, model.vae.factor, cells).expand(len(asked.image), -1, -1, -1)
     outside = asked.image * (painted < 0.5)  # what is covered becomes mid-grey
     under = outside if fill == "grey" else asked.image
     z = None
