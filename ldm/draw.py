@@ -25,15 +25,16 @@ def start(run: Plan, streams: Streams, noise: Tensor | None = None) -> Tensor:
     return run.start_std * (drawn if noise is None else given_noise(noise, drawn))
 
 
-def encode_image(model: Model, image: Tensor, noise: Tensor | None = None) -> Tensor:
+def encode_image(model: Model, image: Tensor, noise: Tensor | None = None, scaled: bool = True) -> Tensor:
     """Latents (b 4 h w) as the UNet sees them, in float32, of pictures (b 3 f*h f*w) in [-1, 1]: a sample of the VAE's
-    posterior if given noise, else its mode. Raises FloatingPointError if the encoder produces NaN or infinity."""
+    posterior if given noise, else its mode. scaled: False leaves them as the VAE has them. Raises FloatingPointError if
+    the encoder produces NaN or infinity."""
     if isinstance(model.vae, TinyVAE):
         raise ValueError("the tiny autoencoder cannot encode pictures for a task: load the model with a full VAE")
     weight = next(model.vae.parameters())
     found = model.vae.encode(image.to(weight.device, weight.dtype))
     found = Posterior(found.mean.float(), found.logvar.float())
-    latents = model.to_latents(found, noise)
+    latents = model.to_latents(found, noise) if scaled else found.mode()
     check_finite(latents, "the VAE encoder")
     return latents
 

@@ -13,7 +13,7 @@ from ..conditioning import Conditioning, Sizes, as_sizes, encode
 from ..guidance import UNetLike
 from ..images import as_images
 from ..model import Model
-from .text_to_image import Prompts, Seeds, as_texts, one_each, pair, picture_size, what_it_needs
+from .text_to_image import Prompts, Seeds, Texts, as_texts, one_each, pair, picture_size, what_it_needs
 
 
 class Asked(NamedTuple):
@@ -45,15 +45,26 @@ def ask(
         raise ValueError(f"{len(pictures)} pictures for {len(seed_list)} prompts or seeds: give one, or one each")
     negatives = one_each("negative", [None] if negative is None else negative, len(seed_list))
     height, width = pictures.shape[2:]
-    sizes = Sizes((height, width), (height, width)) if sizes is None else as_sizes("sizes", sizes)
-    worse = replace(sizes, aesthetic=2.5) if negative_sizes is None else as_sizes("negative_sizes", negative_sizes)
-
-    cond = encode(model, texts, sizes)
-    uncond = encode(model, negatives, worse)
+    told = choose_sizes(height, width, sizes, negative_sizes)
+    cond, uncond = encode_both(model, texts, negatives, told)
     device = cond.context.device
     shape = model.facts.vae.latent_channels, height // model.vae.factor, width // model.vae.factor
     pictures = pictures.to(device).expand(len(seed_list), -1, -1, -1)
     return Asked(pictures, cond, uncond, Streams(seed_list, shape, device))
+
+
+def choose_sizes(height: int, width: int, sizes: Sizes | None, negative_sizes: Sizes | None) -> tuple[Sizes, Sizes]:
+    """What SDXL is told of sizes with the prompt and with the negative one, as in text_to_image."""
+    sizes = Sizes((height, width), (height, width)) if sizes is None else as_sizes("sizes", sizes)
+    worse = replace(sizes, aesthetic=2.5) if negative_sizes is None else as_sizes("negative_sizes", negative_sizes)
+    return sizes, worse
+
+
+def encode_both(
+    model: Model, texts: Texts, negatives: Texts, told: tuple[Sizes, Sizes]
+) -> tuple[Conditioning, Conditioning]:
+    """The conditioning of the prompts and that of the negative ones."""
+    return encode(model, texts, told[0]), encode(model, negatives, told[1])
 
 
 def check_channels(model: Model, channels: tuple[int, ...], task: str) -> None:
