@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
+from math import inf
 from operator import index
 from typing import Any, TypedDict
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from samplers import SAMPLERS, Sampler, find
 from samplers.basics import EDM, Denoise, Levels
-from samplers.options import check_options, has_room_for, show
+from samplers.options import check_options, has_room_for, options_of, show
 from samplers.schedules.cut import check_strength, start_at_strength
 from samplers.schedules.levels import Choice, choose, noise_table, start_std
 from samplers.step import Noise, Step
@@ -72,7 +73,8 @@ def plan_part(
     if rule not in RULES:
         raise ValueError(f"rule {rule!r}: choose one of {', '.join(RULES)}")
     if rule == "diffusers":
-        return plan(model, steps, sampler, schedule, options, strength)
+        whole = plan(model, steps, sampler, schedule, options)
+        return part(whole, start_at_strength(whole.sigmas, strength))
     if schedule is not None and not isinstance(schedule, str):
         raise ValueError(f"rule {rule!r} chooses the steps itself: give the schedule by name, or the rule diffusers")
     count = model.facts.steps if steps is None else as_int("steps", steps)
@@ -85,7 +87,18 @@ def plan_part(
     else:
         total = count if strength > 0.9999 else int(count / strength)
     whole = plan(model, total, sampler, schedule, options)
-    return replace(whole, sigmas=whole.sigmas[-(kept + 1) :])
+    return part(whole, whole.sigmas[-(kept + 1) :])
+
+
+def part(whole: Plan, sigmas: list[float]) -> Plan:
+    """The plan of some steps of a run, which are those that they are in the whole: samplers that end short runs in
+    lower orders (their option `short`) do so if the whole is short and these steps are its last."""
+    known = options_of(whole.sampler.run)
+    if "short" not in known:
+        return replace(whole, sigmas=sigmas)
+    short = whole.options.get("short", known["short"])
+    ends_short_run = sigmas[-1] == whole.sigmas[-1] and len(whole.sigmas) - 1 < short
+    return replace(whole, sigmas=sigmas, options={**whole.options, "short": inf if ends_short_run else 0})
 
 
 RULES = ("diffusers", "a1111", "exact", "comfyui")

@@ -184,10 +184,9 @@ class Streams:
         self.device = device
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def draw(self, shape: Sequence[int] = ()) -> Tensor:
-        """The next unit Gaussian of every stream: (b c h w) float32. shape: in place of the streams' own."""
-        size = shape or self.shape
-        pictures = [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self.generators]
+    def draw(self) -> Tensor:
+        """The next unit Gaussian of every stream: (b c h w) float32."""
+        pictures = [torch.randn(self.shape, generator=g, dtype=torch.float32, device="cpu") for g in self.generators]
         return torch.stack(pictures).to(self.device)
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:

@@ -1,6 +1,5 @@
 """Text to picture by two models: SDXL's base begins, its refiner ends (arXiv 2307.01952, section 2.5)."""
 
-from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..conditioning import Sizes
 from ..draw import Watch, draw, start
 from ..guidance import Guidance, guide
 from ..model import Model
-from ..plan import Options, Plan, SamplerChoice, plan
+from ..plan import Options, Plan, SamplerChoice, part, plan
 from .shared import choose_sizes, encode_both
 from .text_to_image import Prompts, Seeds, check_text_suffices, one_each, pair, picture_size
 
@@ -93,7 +92,7 @@ def hand_over(run: Plan, at: float, by: str) -> tuple[Plan, Plan]:
         raise ValueError("by time: this model has no trained times; choose by='step'")
     if len(last) < 2:
         raise ValueError(f"at {at} of {steps} steps: leaves none for the refiner; choose less, or more steps")
-    return replace(run, sigmas=first), replace(run, sigmas=last)
+    return part(run, first), part(run, last)
 
 
 def check_pair(base: Model, refiner: Model) -> None:
