@@ -39,6 +39,7 @@ from .image_to_image import image_to_image
 from .inpaint import inpaint, inpaint_part
 from .interpolate import interpolate
 from .invert import invert
+from .panorama import panorama
 from .refine import refine
 from .text_to_image import pair, text_to_image
 from .two_pass import two_pass
@@ -47,6 +48,6 @@ from .upscale import upscale
 # fmt: off
 __all__ = [
     "defaults", "depth_to_image", "edit", "image_to_image", "inpaint", "inpaint_part", "interpolate", "invert", "pair",
-    "plan_part", "refine", "text_to_image", "two_pass", "upscale",
+    "panorama", "plan_part", "refine", "text_to_image", "two_pass", "upscale",
 ]
 # fmt: on
