@@ -1,7 +1,7 @@
 """MultiDiffusion (arXiv 2302.08113): a picture larger than a model was trained for, from windows of the usual size.
 
 Each window is drawn as if it were a picture, and where windows overlap, the mean of what they say is taken in every
-evaluation of the network. A strong prompt appears in each of them: this is for landscapes and crowds, not for portraits.
+evaluation of the network. What the prompt names appears in each of them: this is for landscapes, not for portraits.
 
 `windowed` makes a network from a network, which any task takes as its `network`; `Windows` makes a denoiser from a
 denoiser. They are the same map, unless guidance is not linear in the network's outputs: a rescaled guidance then looks
@@ -57,7 +57,9 @@ class Grid:
 
     def mean(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The weighted mean of function(window) over all windows of x (b c h w)."""
-        total = 0.0
+        if max(x.shape[2:]) <= self.size:
+            return function(x)
+        total: Tensor | None = None
         count = x.new_zeros(x.shape[2:], dtype=torch.promote_types(x.dtype, torch.float32))
         for top in self.starts(x.shape[2]):
             for left in self.starts(x.shape[3]):
@@ -65,11 +67,11 @@ class Grid:
                 columns = slice(left, left + self.size)
                 value = function(x[:, :, rows, columns])
                 weight = self.weigh(value)
-                if not isinstance(total, Tensor):
+                if total is None:
                     total = count.new_zeros(*value.shape[:2], *x.shape[2:])
                 total[:, :, rows, columns] += weight * value
                 count[rows, columns] += weight
-        assert isinstance(total, Tensor)
+        assert total is not None  # every side has a window
         return (total / count).to(x.dtype)
 
 
