@@ -73,11 +73,10 @@ def measure(
     pixels = 0
     for rows, columns in tiles_of(layers, x, size, tile):
         values = part(layers, x, known, rows, columns)
-        # Channel by channel, since all of them in float64 are a copy of twice the size
-        for channel, plane in enumerate(values.unbind(1)):
-            plane = plane.double()
-            total[:, channel] += plane.sum((1, 2))
-            squares[:, channel] += plane.square().sum((1, 2))
+        # A few channels at a time, since all of them in float64 are a copy of twice the size
+        few = values.split(ceil(norm.num_channels / 16), dim=1)
+        total += torch.cat([channels.sum((2, 3), dtype=torch.float64) for channels in few], dim=1)
+        squares += torch.cat([channels.double().square().sum((2, 3)) for channels in few], dim=1)
         pixels += values.shape[2] * values.shape[3]
     count = pixels * norm.num_channels // norm.num_groups
     mean = reduce(total, "b (g c) -> b g 1", "sum", g=norm.num_groups) / count
