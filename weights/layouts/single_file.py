@@ -7,17 +7,18 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ldm.config import MODELS, ModelConfig, TinyVAEConfig, VAEConfig
 from ldm.model import Model
 
 from ..checkpoint import Checkpoint, Part, check_fit
-from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
+from ..disk.safetensors import Held, Stored, read_header, read_stored, read_value
 from ..errors import CheckpointError, listed
 from ..misfits import TOKENS
 from . import overrides, training
+from .distilled import doubts, title_of
+from .gaps import close_gaps
 from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, ema_key, strip_prefix
 from .one_network import tensors_of
@@ -70,11 +71,12 @@ def describe_stored(
     if ema:
         inside["unet"] = averaged_copy(stored, inside["unet"], path)
         evidence.append("the UNet's averaged copy: model_ema.*, as asked")
+    inside["unet"] = close_gaps(inside["unet"])
 
     unet = unet_sizes(inside["unet"], sections["unet"].names, path, layout)
     sizes = {part: sizes_of(part, section, inside[part], path) for part, section in sections.items() if part != "unet"}
     row, why = training.published_row(family, unet, layout, stored)
-    evidence.append(f"{row}: {why}")
+    evidence += [f"{row}: {why}", *title_of(unet)]
     texts = tuple(sizes[tower] for tower in MODELS[row].family.towers)
     facts = replace(MODELS[row], unet=unet, vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
@@ -94,7 +96,7 @@ def describe_stored(
         path,
         layout,
         evidence=(*evidence, *marks, why, *overridden),
-        warnings=warnings,
+        warnings=(*warnings, *doubts(unet)),
         metadata=dict(metadata),
         extras=extras(stored, [section.prefix for section in sections.values()], path),
     )
@@ -121,11 +123,6 @@ def averaged_copy(stored: Stored, unet: Stored, path: Path) -> Stored:
             f"{path} has no averaged copy of its UNet, {listed(missing)} are missing: load it without ema"
         )
     return {key: stored[copy] for key, copy in copies.items()}
-
-
-def read_value(held: Held) -> Tensor:
-    ((_, tensor),) = read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
-    return tensor
 
 
 def extras(keys: Iterable[str], prefixes: Collection[str], path: Path) -> dict[str, str]:
