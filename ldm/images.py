@@ -185,6 +185,17 @@ def tensor_of_masks(mask: Any, size: tuple[int, ...], given: Any) -> Tensor:
     return torch.stack(resized)
 
 
+def extend(image: Tensor, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> tuple[Tensor, Tensor]:
+    """A larger picture (b 3 h w) around this one, its edges repeated, and the mask (1 1 h w) of what is new: what
+    inpainting needs to paint beyond the edges. The sides are in pixels. Raises ValueError for a side below 0, or if
+    none is above."""
+    sides = (left, right, top, bottom)
+    if min(sides) < 0 or max(sides) == 0:
+        raise ValueError(f"sides {sides}: give pixels to add, 0 or more, and more than 0 on one side")
+    mask = torch.zeros_like(image[:1, :1])
+    return F.pad(image, sides, mode="replicate"), F.pad(mask, sides, value=1.0)
+
+
 def mask_of_latents(mask: Tensor, factor: int, rule: str = "any") -> Tensor:
     """A mask (b 1 f*h f*w) at the size of latents, (b 1 h w).
 
