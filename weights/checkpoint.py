@@ -136,6 +136,11 @@ class Checkpoint:
         return found
 
 
+def tokenizer_of(tower: str) -> str:
+    """The folder of its tokenizer, in diffusers' layout."""
+    return tower.replace("text_encoder", "tokenizer")
+
+
 def read_values(tensors: Iterable[Held]) -> Iterator[tuple[str, Tensor]]:
     """Key and value, as float32, of those tensors that hold floating-point numbers."""
     for held in tensors:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, shown
+from .kinds import describe_bytes
 from .settings import JSON_BYTES, open_file, parse_json, read_json
 from .variants import choose_variant
 
@@ -40,17 +41,6 @@ OF_BITS = {
 BITS = {dtype: bits for bits, dtypes in OF_BITS.items() for dtype in dtypes}
 CONVERTED = 16 * 2**20  # bytes converted before the file is mapped anew
 
-PICKLE = "holds pickled Python objects, which are never read here: convert it to safetensors"
-OTHERS = (  # the first bytes, in lower case, of what people save as .safetensors by mistake
-    (b"version https://git-lfs", "is a git-LFS pointer and not the file itself: run git lfs pull"),
-    ((b"<!doctype", b"<html"), "is a web page: the download went wrong, perhaps for want of a licence or a token"),
-    (b"<?xml", "is an XML page: the download went wrong"),
-    (b"pk\x03\x04", "is a zip archive as torch.save writes it and " + PICKLE),
-    *((bytes([0x80, protocol]), PICKLE) for protocol in range(2, 6)),
-    (b"\x1f\x8b", "is compressed by gzip: unpack it"),
-    (b"gguf", "is a GGUF file: this program reads safetensors"),
-    (b"{", "is JSON text: the download went wrong"),
-)
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
 
 
@@ -101,17 +91,16 @@ def header_length(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 2 <= length <= min(size - 8, JSON_BYTES):
         return length
-    raise CheckpointError(f"{path}{header_fault(start, size, length)}")
+    raise CheckpointError(f"{path}{header_fault(path, start, size, length)}")
 
 
-def header_fault(start: bytes, size: int, length: int) -> str:
+def header_fault(path: Path, start: bytes, size: int, length: int) -> str:
     if size == 0:
         return " is empty: download it again"
-    if start[8:9] != b"{":
-        text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        for first, problem in OTHERS:
-            if text.startswith(first):
-                return f" {problem}"
+    if start[8:9] != b"{" or length > JSON_BYTES:
+        kind = describe_bytes(path)
+        if kind:
+            return f" {kind}"
     if size < 8:
         return f" has {size} bytes, too few to be a safetensors file: download it again"
     announced = f": a header of {length} bytes is announced"

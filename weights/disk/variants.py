@@ -1,6 +1,7 @@
 """The variants of a weight file in a folder, by their names: float16 beside float32, shards with their index."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError, listed, shown
@@ -20,6 +21,21 @@ def choose_variant(where: str, names: list[str], stem: str, variant: str | None)
     if len(found) == 1 and not variant:
         return found.popitem()[1]
     raise CheckpointError(f"{where} has no {missing_file(names, stem, variant, found)}")
+
+
+def without_variant(parts: Mapping[str, tuple[list[str], str]], variant: str) -> list[str]:
+    """The parts of a model that lack a variant and have a plain file, if other parts have the variant, as diffusers
+    has it: a model without any file of it was not meant. parts: by name, the names in its folder and the stem."""
+    offers = {part: variants(names, stem) for part, (names, stem) in parts.items()}
+    if not any(variant in offer for offer in offers.values()):
+        return []
+    return [part for part, offer in offers.items() if variant not in offer and "" in offer]
+
+
+def nearest(names: list[str], stem: str, variant: str | None) -> str | None:
+    """The variant where there is one; None, for the plain file, where there is that alone."""
+    found = variants(names, stem)
+    return None if variant not in found and "" in found else variant
 
 
 def missing_file(names: list[str], stem: str, variant: str | None, found: dict[str, str]) -> str:

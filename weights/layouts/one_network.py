@@ -16,11 +16,13 @@ from ldm.taesd import TinyVAE
 from ..checkpoint import PARTS, Network, NetworkConfig, Part
 from ..disk.safetensors import Stored, read_header, read_stored
 from ..disk.settings import Settings, among, names_in
+from ..disk.variants import nearest
 from ..errors import CheckpointError, shown
 from . import overrides
 from .diffusers import INDEX
 from .diffusers import read_part as read_folder_part
 from .diffusers_configs import read_clip, read_unet, read_vae
+from .incomplete import outline
 from .landmarks import TITLES, describe_other, find_networks
 from .names import Section, pieces, strip_prefix
 from .shapes import sizes_of
@@ -50,6 +52,15 @@ def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
     return read_folder_part(folder, config, variant, root)
 
 
+def nearest_variant(path: Path, part: str, variant: str | None) -> str | None:
+    """The variant of a part at a path where it is there; None, for the plain file, where there is that alone."""
+    if not path.is_dir():
+        return variant
+    folder = path / part if (path / part).is_dir() else path
+    stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+    return nearest(names_in(folder), stem, variant)
+
+
 def read_file(path: Path, part: str | None) -> Part:
     stored = read_stored(path)
     if all(SEQUENCE.match(key) for key in stored):
@@ -61,10 +72,20 @@ def read_file(path: Path, part: str | None) -> Part:
     if kind not in found:
         raise CheckpointError(f"{path} has no {part or 'network'}: it {describe_other(stored, path)}")
     section = found[kind]
+    if kind == "text":
+        section = tower_section(stored, path, part, section)
     inside = strip_prefix(stored, section.prefix)
     metadata = read_header(path).metadata
     config, _ = overrides.read(sizes_of(kind, section, inside, path), metadata, path)
     return Part(config, inside, path, path, section.names, section.prefix, "its own shapes", metadata=metadata)
+
+
+def tower_section(stored: Stored, path: Path, part: str | None, found: Section) -> Section:
+    """Where a text tower lies in a file that may hold two. found: the first of them, which may be the only one."""
+    model = outline(stored, path)
+    if part and model and part in model.sections:
+        return model.sections[part]
+    return found._replace(tower="bigg") if part == "text_encoder_2" else found
 
 
 def kind_of(config: object) -> str:
