@@ -29,13 +29,23 @@ import torch
 from safetensors.torch import save_file
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser, warn
+from common import (
+    DTYPES,
+    add_download_flags,
+    add_swap_flags,
+    escape_unprintable,
+    fail,
+    make_parser,
+    model_arguments,
+    text_sources,
+    warn,
+)
 from weights import CheckpointError
 from weights.hub.wanted import model_files, part_files
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
-FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "prediction", "ema"}
+FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "text", "prediction", "zero_snr", "ema"}
 OPTIONS = {  # what is written -> the options that say something of it
     "a folder": FOR_MODELS | {"shard_size", "write_variant"},
     "one file": FOR_MODELS,
@@ -189,6 +199,8 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
 
 def convert(args: argparse.Namespace):
     swaps = [part for part in ("unet", "vae") if getattr(args, part)]
+    text = text_sources(args.text)
+    swaps += list(text) if isinstance(text, dict) else []
     wanted = partial(model_files, variant=args.variant, without=swaps)
     if args.part:
         wanted = partial(part_files, part=args.part, variant=args.variant)
@@ -225,15 +237,7 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
         check(args, "an adapter or embedding")
         weights.convert_adapter(source, args.to, dtype)
         return []
-    found = weights.describe(
-        source,
-        variant=args.variant,
-        offline=args.offline,
-        unet=args.unet,
-        vae=args.vae,
-        prediction=args.prediction,
-        ema=bool(args.ema),
-    )
+    found = weights.describe(source, variant=args.variant, offline=args.offline, **model_arguments(args))
     model = weights.load(found, "stored")
     weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, found.metadata)
     return [what for _, what in found.left_out() if what != weights.MARK]  # marks are written anew

@@ -23,7 +23,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import weights
-from common import add_download_flags, escape_unprintable, fail, first_line, make_parser
+from common import (
+    add_download_flags,
+    add_swap_flags,
+    escape_unprintable,
+    fail,
+    first_line,
+    make_parser,
+    model_arguments,
+)
 from tables import table
 from weights.checkpoint import PARTS, Checkpoint, Part
 from weights.hub.wanted import any_files
@@ -66,21 +74,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="do not look at the values")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_download_flags(parser)
+    add_swap_flags(parser)
     return parser.parse_args()
 
 
-def find(source: str, args: argparse.Namespace) -> Found:
+def find(source: str, args: argparse.Namespace, asked: dict) -> Found:
     """A whole model; or else those of its parts that can be described, with the problems of the others; or else an
-    adapter."""
+    adapter. asked: of the model."""
     wanted = partial(any_files, variant=args.variant)
     path, _ = weights.locate(source, wanted, args.revision, args.offline)
     try:
-        whole = weights.describe(path, variant=args.variant)
+        whole = weights.describe(path, variant=args.variant, offline=args.offline, **asked)
         return Found(whole.parts, whole)
     except weights.CheckpointError as error:
         problem = error
+    if any(asked.values()):  # of a model: whatever else this is, it was not meant
+        raise problem
     found = find_parts(path, args.variant)
-    if (path / "model_index.json").exists() and str(problem) not in found.problems:
+    is_model = (path / "model_index.json").exists() or len(found.parts) > 1
+    if is_model and str(problem) not in found.problems:
         found.problems.insert(0, str(problem))
     if found.parts:
         return found
@@ -254,10 +266,10 @@ def show_json(report: Report):
 
 
 def inspect(args: argparse.Namespace) -> Report:
-    found = find(args.source, args)
+    found = find(args.source, args, model_arguments(args))
     report = describe(args.source, found)
     if args.base:
-        base = find(args.base, args)
+        base = find(args.base, args, {})
         report.problems += base.problems
         compare(found.parts, base.parts, report)
     if not args.quick:

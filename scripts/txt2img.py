@@ -20,7 +20,17 @@ import torch
 from tqdm import tqdm
 
 import weights
-from common import DTYPES, add_download_flags, add_run_flags, add_swap_flags, fail, first_line, make_parser, warn
+from common import (
+    DTYPES,
+    add_download_flags,
+    add_run_flags,
+    add_swap_flags,
+    fail,
+    first_line,
+    make_parser,
+    text_sources,
+    warn,
+)
 from ldm import pictures, tasks
 from ldm.adapters import lora
 from ldm.model import Model
@@ -142,6 +152,8 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
         offline=args.offline,
         unet=chosen["unet"],
         vae=chosen["vae"],
+        text=text_sources(chosen["text"]),
+        zero_snr=bool(chosen["zero_snr"]),
         prediction=chosen["prediction"],
         ema=bool(chosen["ema"]),
     )

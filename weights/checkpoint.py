@@ -32,11 +32,17 @@ NETWORKS: dict[type, Callable[[Any], Network]] = {
     CLIPConfig: CLIPText,
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+POSITIONS = "the numbers 0 to 76, which older versions of transformers stored"
+TEMPERATURE = "the temperature of CLIP's training"
+PROJECTION = "the projection of a pooled output that the model does not use"
+REMNANT = "a remnant of training"
 HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
-    (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
-    (r"attn_mask", "the causal mask, which needs no storing"),
-    (r"logit_scale", "the temperature of CLIP's training"),
-    (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
+    (r"(.*\.)?(embeddings\.)?position_ids", POSITIONS),
+    (r"(.*\.)?attn_mask", "the causal mask, which needs no storing"),
+    (r"(transformer\.)?logit_(scale|bias)", TEMPERATURE),
+    (r"(transformer\.)?text_projection(\.weight)?", PROJECTION),
+    (r"(vision_model|visual|visual_projection)\..*", "the vision tower of CLIP"),
+    (r"loss\..*|model_ema\..*|logvar", REMNANT),  # in the files of a VAE
 )
 LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
@@ -137,7 +143,6 @@ class Checkpoint:
 
 
 def tokenizer_of(tower: str) -> str:
-    """The folder of its tokenizer, in diffusers' layout."""
     return tower.replace("text_encoder", "tokenizer")
 
 

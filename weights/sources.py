@@ -71,14 +71,16 @@ def described_by(path: Path) -> Path:
 
 def parse(text: str) -> Address | None:
     """What a text names on the hub; None where it names nothing there. CheckpointError for an address elsewhere."""
-    is_web = text.lower().startswith(("http://", "https://"))
-    host, _, rest = re.sub(r"^(https?|hf)://", "", text, flags=re.IGNORECASE).partition("/")
-    if is_web or host.lower() in HUBS:
+    host, _, rest = re.sub("^(https?|hf)://", "", text, flags=re.IGNORECASE).partition("/")
+    is_web = text.lower().startswith(("http://", "https://")) or host.lower() in HUBS
+    if is_web:
         if not is_hub(host):
             raise CheckpointError(
                 f"{text} is an address, and only those of the hub are followed: download the file and give its path"
             )
         rest = unquote(urlsplit("//host/" + rest).path)
+    elif text.startswith(("/", ".", "~")) or "//" in rest:  # a path
+        return None
     else:
         rest = f"{host}/{rest}"
     words = [word for word in rest.split("/") if word]
@@ -90,7 +92,9 @@ def parse(text: str) -> Address | None:
         if is_web:
             raise CheckpointError(f"{text} names no model: an address with owner/name is expected")
         return None
-    return within_repository(words)
+    address = within_repository(words)
+    is_path = address.inside and not address.revision and not address.inside.endswith(SUFFIX)
+    return None if is_path and not is_web else address
 
 
 def is_hub(host: str) -> bool:

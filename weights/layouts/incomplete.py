@@ -43,15 +43,21 @@ class Outline(NamedTuple):
     sections: Mapping[str, Section]
 
 
-def outline(stored: Stored, path: Path) -> Outline | None:
-    """Of a file that is no whole model; None where it holds neither a UNet nor a text tower of one."""
+def outline(stored: Stored, path: Path, given: Mapping[str, Given] = {}) -> Outline | None:
+    """Of a file that is no whole model; None where it holds neither a UNet nor a text tower of one. given: a UNet from
+    elsewhere helps to tell the family."""
     if other_kind(stored):
         return None
     found = find_networks(stored)
     unet = found.get("unet")
-    kind = kind_by_text(stored, path, unet)
+    config = None
+    if unet is not None:
+        config = unet_sizes(strip_prefix(stored, unet.prefix), unet.names, path)
+    elif "unet" in given:
+        config = given["unet"].part.config
+    kind = kind_by_text(stored, config)
     if kind is None and unet is not None:
-        kind = kind_by_unet(stored, path, unet)
+        kind = kind_by_unet(stored, config)
     if kind is None:
         return None
     sections = {part: section for part, section in SINGLE_FILES[kind].items() if has_network(stored, part, section)}
@@ -60,7 +66,7 @@ def outline(stored: Stored, path: Path) -> Outline | None:
     return Outline(*kind, sections)
 
 
-def kind_by_text(stored: Stored, path: Path, unet: Section | None) -> tuple[str, str] | None:
+def kind_by_text(stored: Stored, unet: UNetConfig | None) -> tuple[str, str] | None:
     """Layout and family by the prefixes of the text towers, as far as there are any."""
     for kind, towers in TOWERS.items():
         if any(has_network(stored, tower, SINGLE_FILES[kind][tower]) for tower in towers):
@@ -69,23 +75,17 @@ def kind_by_text(stored: Stored, path: Path, unet: Section | None) -> tuple[str,
     section = SINGLE_FILES["sgm", "sd2"]["text_encoder"]
     if not has_network(stored, "text_encoder", section):
         return None
-    if unet is not None:
-        adds_sizes = unet_of(stored, path, unet).vector_dim > 0
-    else:
-        (width,) = FAMILIES["sdxl_refiner"].widths
-        adds_sizes = stored[section.prefix + "token_embedding.weight"].entry.shape[-1:] == (width,)
+    token = stored.get(section.prefix + "token_embedding.weight")
+    is_wide = token is not None and token.entry.shape[-1:] == FAMILIES["sdxl_refiner"].widths
+    adds_sizes = unet.vector_dim > 0 if unet else is_wide
     return ("sgm", "sdxl_refiner") if adds_sizes else ("sgm", "sd2")
 
 
-def kind_by_unet(stored: Stored, path: Path, section: Section) -> tuple[str, str]:
+def kind_by_unet(stored: Stored, unet: UNetConfig) -> tuple[str, str]:
     """Layout and family by the text that the UNet reads and the sizes that it adds to its time embedding."""
-    family = family_of(unet_of(stored, path, section))
+    family = family_of(unet)
     of_sgm = "denoiser.sigmas" in stored and "sgm" in FAMILIES[family].layouts
     return "sgm" if of_sgm else FAMILIES[family].layouts[0], family
-
-
-def unet_of(stored: Stored, path: Path, section: Section) -> UNetConfig:
-    return unet_sizes(strip_prefix(stored, section.prefix), section.names, path)
 
 
 def family_of(unet: UNetConfig) -> str:
@@ -106,6 +106,8 @@ def refuse(stored: Collection[str], path: Path, found: Outline | None, given: Co
     family = FAMILIES[found.family]
     missing = [part for part in ("unet", "vae", *family.towers) if part not in own and part not in given]
     titles = [TITLES[part] for part in own]
+    if {"text_encoder", "text_encoder_2"} <= set(own):
+        titles[-2:] = ["two text towers"]
     held = f"{', '.join(titles[:-1])} and {titles[-1]}" if len(titles) > 1 else titles[0]
     raise CheckpointError(f"{path} holds {held}, not a whole model: {advise(missing, family, own)}")
 

@@ -14,7 +14,7 @@ from ldm.config import FAMILIES, MODELS, ModelConfig, TinyVAEConfig, VAEConfig
 from ldm.model import Model
 
 from ..asked import NOTHING, Asked, Given
-from ..checkpoint import Checkpoint, Part, check_fit
+from ..checkpoint import POSITIONS, PROJECTION, REMNANT, TEMPERATURE, Checkpoint, Part, check_fit
 from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
 from ..errors import CheckpointError, listed
 from ..misfits import TOKENS
@@ -28,13 +28,17 @@ from .shapes import sizes_of
 SCHEDULE = "the noise schedule of its training"
 EXTRAS = (  # keys outside the networks, and what they are
     (r"betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod", SCHEDULE),
-    (r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|denoiser\.sigmas", SCHEDULE),
+    (r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar", SCHEDULE),
+    (r"(denoiser\.|model_sampling\.)?(log_)?sigmas", SCHEDULE),
+    (r"(cond_stage_model|conditioner\.embedders\.\d)\.(model\.)?logit_scale", TEMPERATURE),
+    (r"(cond_stage_model|conditioner\.embedders\.\d)\.(model\.)?text_projection(\.weight)?", PROJECTION),
+    (r"(cond_stage_model|conditioner\.embedders\.\d)\.(\w+\.)*embeddings\.position_ids", POSITIONS),
     (r"low_scale_model\..*", "the noise schedule for the small picture of the x4 upscaler"),
     (r"model_ema\..*", "averaged weights, or what counts them"),
     (r"edm_(mean|std)|edm_vpred\.sigma_(min|max)|v_pred|ztsnr", training.MARK),
     (r"depth_model\..*", "MiDaS, the network that estimates depth"),
     (r"embedder\..*", "the vision tower of CLIP"),
-    (r"(embedding_manager|loss)\..*|global_step|scale_factor", "a remnant of training"),
+    (r"(embedding_manager|loss)\..*|global_step|scale_factor|epoch|iteration", REMNANT),
 )
 
 
@@ -102,7 +106,7 @@ def outline(stored: Stored, path: Path, given: Mapping[str, Given]) -> Outline:
     if whole_models(stored):
         layout, family = single_file_layout(stored, path)
         return Outline(layout, family, SINGLE_FILES[layout, family])
-    found = incomplete.outline(stored, path)
+    found = incomplete.outline(stored, path, given)
     needed = ("unet", "vae", *FAMILIES[found.family].towers) if found else ()
     if found is None or any(part not in found.sections and part not in given for part in needed):
         incomplete.refuse(stored, path, found, given)
