@@ -43,7 +43,7 @@ class Conditioning:
 @dataclass(frozen=True)
 class Sizes:
     """SDXL's micro-conditioning (arXiv 2307.01952) in pixels. original: (height, width) of the training picture. crop:
-    the (top, left) corner of what was cut out of it. target: (height, width) asked for. aesthetic: the score
+    the (top, left) corner of what was cut out of it. target: (height, width) asked for. aesthetic: the score, 6 or 2.5,
     that the refiner takes in place of the target. base, refiner: the numbers in the order of the UNet's vector."""
 
     original: tuple[int, int]

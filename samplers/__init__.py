@@ -156,6 +156,12 @@ SAMPLERS = {
         stochastic=True,
         convention=EULER,
     ),
+    "sa_solver_comfyui": Sampler(
+        predictor_corrector.sa_solver_comfyui, "2309.05019", stochastic=True, convention=EULER
+    ),
+    "sa_solver_pece_comfyui": Sampler(
+        partial(predictor_corrector.sa_solver_comfyui, pece=True), "2309.05019", stochastic=True, convention=EULER
+    ),
     "res_multistep": Sampler(multistep.res_multistep, "2308.02157", "Res Multistep", convention=EULER),
     "res_multistep_ancestral": Sampler(
         multistep.res_multistep_ancestral, "2308.02157", stochastic=True, convention=EULER
@@ -184,6 +190,16 @@ SAMPLERS = {
         convention=EULER,
     ),
     "dpmpp_2m_cfg_pp": Sampler(cfg_pp.dpmpp_2m_cfg_pp, "2406.08070", convention=EULER, guidance=INTERPOLATED),
+    "dpmpp_2s_ancestral_cfg_pp": Sampler(
+        cfg_pp.dpmpp_2s_ancestral_cfg_pp, "2406.08070", stochastic=True, convention=EULER, guidance=INTERPOLATED
+    ),
+    "res_multistep_cfg_pp": Sampler(cfg_pp.res_multistep_cfg_pp, "2406.08070", convention=EULER, guidance=INTERPOLATED),
+    "res_multistep_ancestral_cfg_pp": Sampler(
+        cfg_pp.res_multistep_ancestral_cfg_pp, "2406.08070", stochastic=True, convention=EULER, guidance=INTERPOLATED
+    ),
+    "gradient_estimation_cfg_pp": Sampler(
+        cfg_pp.gradient_estimation_cfg_pp, "2406.08070", convention=EULER, guidance=INTERPOLATED
+    ),
 }
 
 

@@ -70,7 +70,7 @@ def lms(
 ) -> Steps:
     """Linear multistep in sigma, weights integrated exactly (k-diffusion): Adams-Bashforth for any steps.
 
-    euler_at_zero: first order into sigma 0; then it is ipndm_v.
+    euler_at_zero: first order into sigma 0, as in ComfyUI; then it is ipndm_v.
     """
     check_order(order, 4)
     slopes = []

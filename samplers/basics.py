@@ -186,7 +186,7 @@ class Streams:
 
     def draw(self) -> Tensor:
         """The next unit Gaussian of every stream: (b c h w) float32."""
-        pictures = [torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self.generators]
+        pictures = [torch.randn(self.shape, generator=g, dtype=torch.float32, device="cpu") for g in self.generators]
         return torch.stack(pictures).to(self.device)
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:

@@ -10,16 +10,27 @@ from .schedules.levels import noise_table
 from .step import Noise, Sigmas, Step, Steps, renoise
 
 
-def lcm(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise = None, *, table: NoiseTable | None = None) -> Steps:
+def lcm(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sigmas,
+    noise: Noise = None,
+    *,
+    boundary: bool = True,
+    table: NoiseTable | None = None,
+) -> Steps:
     """Latent consistency (arXiv 2310.04378): to the clean picture at once, then noise up to the next level.
 
-    table: see trained_table. Near its time 0 the estimate is x itself.
+    boundary: near time 0 the estimate is x itself, as the paper has it, diffusers and A1111; ComfyUI's sampler takes
+    the network's estimate everywhere. table: see trained_table.
     """
-    table = table or trained_table(denoise)
+    table = table or trained_table(denoise) if boundary else None
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        t = 10 * table.t(sigma)  # the scale of time that the networks were trained with, beside a deviation of 1/2
-        share = 1 / 4 / (t**2 + 1 / 4)
-        x0 = denoise(x, sigma) * sqrt(1 - share) + x * (share / sqrt(1 + sigma**2))
+        x0 = denoise(x, sigma)
+        if table is not None:
+            t = 10 * table.t(sigma)  # the scale of time that the networks were trained with, beside a deviation of 1/2
+            share = 1 / 4 / (t**2 + 1 / 4)
+            x0 = x0 * sqrt(1 - share) + x * (share / sqrt(1 + sigma**2))
         x = renoise(x0.clone(), sigma_next, noise, sigma, sigma_next)  # the caller may change x or x0
         yield Step(i, sigma, x, x0)
 

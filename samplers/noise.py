@@ -122,4 +122,6 @@ class BrownianPath:
     def draw(self, place: tuple[int, int] | tuple[()] = ()) -> Tensor:
         """The unit Gaussian (c h w) that belongs to a place in the tree; () is the gain over the whole range."""
         seed = SeedSequence(self.seed, spawn_key=place, pool_size=24).generate_state(1)[0]
-        return torch.randn(self.shape, generator=self.generator.manual_seed(int(seed)), dtype=torch.float32)
+        return torch.randn(
+            self.shape, generator=self.generator.manual_seed(int(seed)), dtype=torch.float32, device="cpu"
+        )

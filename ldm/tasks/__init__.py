@@ -24,7 +24,8 @@ All tasks share these arguments; None means the model's own default.
     seeds       one per picture, or one to count up from. Picture k takes all of its noise from seeds[k] alone.
     noise       a unit Gaussian (b 4 height/8 width/8) to start from, in place of that of the seeds.
     sizes, negative_sizes    SDXL's micro-conditioning, ldm.conditioning.Sizes: for the prompt, by default the picture's
-                own size; and for the negative prompt, by default the same as for the prompt.
+                own size; and for the negative prompt, by default the same as for the prompt, but with the aesthetic
+                score 2.5, which the refiner alone reads.
     network     what runs in place of model.unet, a function (x, t, context, vector) -> output.
     watch       is called with each Step; a tensor that it returns takes the place of step.x, and the sampler goes on
                 from there.

@@ -1,6 +1,7 @@
 """Text to picture."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -41,9 +42,10 @@ def text_to_image(
     texts, seed_list = pair(prompts, seeds)
     negatives = one_each("negative", [None] if negative is None else negative, len(seed_list))
     sizes = Sizes((height, width), (height, width)) if sizes is None else as_sizes("sizes", sizes)
+    worse = replace(sizes, aesthetic=2.5) if negative_sizes is None else as_sizes("negative_sizes", negative_sizes)
 
     cond = encode(model, texts, sizes)
-    uncond = encode(model, negatives, sizes if negative_sizes is None else as_sizes("negative_sizes", negative_sizes))
+    uncond = encode(model, negatives, worse)
     run = plan(model, steps, sampler, schedule, options)
     shape = model.facts.vae.latent_channels, height // model.vae.factor, width // model.vae.factor
     streams = Streams(seed_list, shape, cond.context.device)

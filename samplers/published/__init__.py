@@ -24,7 +24,8 @@ from .orders import dpmpp_3m, dpmpp_3m_sde, er_moments, halved_third
 # fmt: off
 __all__ = [
     "choose_range", "ddim_strided", "ddim_uniform", "dpmpp_2m_cfg_pp", "dpmpp_3m", "dpmpp_3m_sde", "er_moments",
-    "halved_third", "laplace_clamped", "plms_strided", "res_multistep_ancestral", "strided_legs", "strided_targets",
-    "third_of_sde", "third_of_singlestep_sde", "trailing",
+    "halved_third", "laplace_clamped", "plms_strided", "res_multistep_ancestral",
+    "strided_legs", "strided_targets", "third_of_sde",
+    "third_of_singlestep_sde", "trailing",
 ]
 # fmt: on

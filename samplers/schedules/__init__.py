@@ -20,6 +20,7 @@ from .spacing import (
     linear_quadratic,
     linspace,
     polyexponential,
+    sgm,
     sgm_uniform,
     simple,
     trailing,
@@ -32,6 +33,6 @@ __all__ = [
     "EDM", "EXACT", "SCHEDULES", "Convention", "Levels", "NoiseTable", "Schedule", "at_times", "choose",
     "noise_table", "start_std", "with_times", "ays_sd15", "ays_sdxl", "beta", "beta_times", "ddim_uniform",
     "exponential", "gits", "karras", "kl_optimal", "laplace", "lcm", "leading", "linear_quadratic", "linspace",
-    "polyexponential", "sgm_uniform", "simple", "trailing", "vp",
+    "polyexponential", "sgm", "sgm_uniform", "simple", "trailing", "vp",
 ]
 # fmt: on

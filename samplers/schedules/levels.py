@@ -110,6 +110,7 @@ SCHEDULES = {
     "trailing": Schedule(spacing.trailing, "times"),
     "normal": Schedule(spacing.linspace, "times", log_linear=True),
     "sgm_uniform": Schedule(spacing.sgm_uniform, "times", log_linear=True),
+    "sgm": Schedule(spacing.sgm, "times"),
     "simple": Schedule(spacing.simple, "times"),
     "ddim_uniform": Schedule(spacing.ddim_uniform, "times"),
     "beta_times": Schedule(spacing.beta_times, "times"),
@@ -154,7 +155,6 @@ def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention 
     added to every time of "leading". Raises ValueError or TypeError for a schedule or steps that do not fit."""
     if not isinstance(schedule, str):
         return with_times(levels, checked_list(levels, schedule, steps), convention)
-    # A plain name and a usual number of steps on a table of levels need no second look.
     if schedule not in SCHEDULES or isinstance(levels, EDM) or not 1 <= steps <= len(levels.sigmas):
         check_schedule(levels, schedule, steps)
     name, _, within = schedule.partition(":")
@@ -242,7 +242,8 @@ def checked_list(levels: Levels, schedule: Choice, steps: int) -> list[float]:
 
 
 def check_schedule(levels: Levels, schedule: str, steps: int) -> None:
-    """Raises ValueError for a schedule that does not exist, or one or a number of steps that the model cannot have."""
+    """Raises ValueError for a schedule that does not exist, or one or a number of steps that the model cannot have. A
+    plain name and a usual number of steps on a table of levels do not need this second look."""
     name, colon, within = schedule.partition(":")
     ranges = [key for key, value in SCHEDULES.items() if value.of == "range"]
     spacings = [key for key, value in SCHEDULES.items() if value.of == "times"]

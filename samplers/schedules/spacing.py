@@ -28,9 +28,18 @@ def trailing(steps: int, trained: int = 1000) -> list[float]:
 
 
 def sgm_uniform(steps: int, trained: int = 1000) -> list[float]:
-    """Evenly spaced times from the last towards 0, which is left out: ComfyUI's and A1111's schedule of that name.
-    Stability's sgm itself cuts them down to whole times."""
+    """Evenly spaced times from the last towards 0, which is left out, fractions included: the schedule of this name in
+    ComfyUI and A1111. `sgm` is the one of the program that it is named after."""
     return linspace(steps + 1, trained)[:-1]
+
+
+def sgm(steps: int, trained: int = 1000) -> list[float]:
+    """The times of sgm_uniform cut down to whole ones; as many steps as trained times take them all. Stability's sgm
+    (LegacyDDPMDiscretization), which SDXL was published with."""
+    if steps == trained:
+        return [float(t) for t in reversed(range(trained))]
+    stride = -(trained - 1) / steps  # numpy.linspace's rounding, which decides where a time is nearly whole
+    return [float(int(i * stride + (trained - 1))) for i in range(steps)]
 
 
 def simple(steps: int, trained: int = 1000) -> list[float]:

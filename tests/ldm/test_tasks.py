@@ -6,13 +6,14 @@ from importlib import import_module
 import diffusers
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 
 import weights
 from ldm import tasks
 from ldm.conditioning import Sizes, encode
 from samplers.noise import Streams
 from support.numbers import relative_l2
-from support.tiny import BETAS, tiny_sd, tiny_sd2, tiny_sdxl
+from support.tiny import BETAS, tiny_refiner, tiny_sd, tiny_sd2, tiny_sdxl
 
 PROMPTS = ["a red fox in the snow", "two boats, oil painting"]
 NEGATIVE = "blurry, ugly"
@@ -41,6 +42,7 @@ def pipelines(tmp_path_factory):
         "sd2": lambda f: tiny_sd2(f, diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)),
         "sd2_v": tiny_sd2,
         "sdxl": tiny_sdxl,
+        "refiner": tiny_refiner,
         "playground_v25": lambda f: tiny_sdxl(
             f, diffusers.EDMDPMSolverMultistepScheduler(sigma_max=80.0), vae=PLAYGROUND_VAE
         ),
@@ -175,6 +177,32 @@ def test_sdxl_sizes_equal_diffusers(pipelines):
         negative_target_size=(96, 64),
     )
     assert relative_l2(ours, expected) < 1e-4
+
+
+def test_the_refiners_negative_prompt_has_a_low_aesthetic_score(pipelines):
+    """6 for the prompt and 2.5 for the negative one, as in sgm, diffusers and ComfyUI; sizes given set the first."""
+    pipeline, model = pipelines("refiner")
+    told = []
+
+    def network(x, t, context, vector):
+        told.append(vector[:, model.facts.texts[-1].projection :])
+        return model.unet(x, t, context, vector)
+
+    def numbers(*aesthetic):
+        """What diffusers tells its UNet for the negative prompt and for the prompt."""
+        size = (64, 96)
+        ids = pipeline._get_add_time_ids(
+            size, (0, 0), size, *aesthetic, size, (0, 0), size, torch.float32, model.facts.texts[-1].projection
+        )
+        width = told[0].shape[1] // 5
+        embedded = [get_timestep_embedding(row, width, True, 0).flatten() for row in torch.cat(ids[::-1])]
+        return torch.stack(embedded)
+
+    for sizes, scores in ((None, (6.0, 2.5)), (Sizes((64, 96), (64, 96), aesthetic=9.0), (9.0, 2.5))):
+        told.clear()
+        options = dict(height=64, width=96, steps=1, decode=False, sizes=sizes)
+        tasks.text_to_image(model, PROMPTS[:1], network=network, **options)
+        assert relative_l2(told[0], numbers(*scores)) < 1e-6  # sines and cosines of float32
 
 
 def test_seeds_draw_the_same_pictures_as_diffusers_generators(pipelines):

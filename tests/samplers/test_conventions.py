@@ -173,7 +173,7 @@ def test_a_sampler_goes_on_from_what_the_caller_writes(name):
             assert relative_error(replaced, expected) < 1e-12, i
 
 
-@pytest.mark.parametrize("name", ["euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp"])
+@pytest.mark.parametrize("name", [name for name in EVERY if name.endswith("cfg_pp")])
 def test_two_estimates_make_a_difference(name):
     x = unit_noise() * SIGMAS[0]
     both = run(name, x, denoise=TwoEstimates(denoise, 0.5))[-1].x

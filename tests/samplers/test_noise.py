@@ -47,6 +47,19 @@ def test_queries_of_a_sampler_are_torchsdes_bit_for_bit():
             assert torch.equal(ours(sigma, end)[1], theirs(sigma, end))
 
 
+def test_defaults_of_torch_do_not_matter():
+    """Noise is drawn in float32 on the CPU whatever the default dtype and device are."""
+    low, high = RANGES[0]
+    expected = [Streams(SEEDS, SHAPE).draw(), BrownianTree(SEEDS, SHAPE, low, high)(high, 2.0)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # a GPU in its place
+            found = [Streams(SEEDS, SHAPE).draw(), BrownianTree(SEEDS, SHAPE, low, high)(high, 2.0)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected))
+
+
 def test_order_batch_and_history_do_not_matter():
     low, high = RANGES[0]
     pairs = [(14.0, 3.0), (3.0, 1.0), (2.0, 0.5), (14.0, 0.1), (0.1, 0.05)]

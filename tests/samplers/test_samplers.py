@@ -338,7 +338,8 @@ def test_every_scheduler_of_a_picture_model_and_every_name_of_comfyui_is_known()
         dpm_2 dpm_2_ancestral lms dpm_fast dpm_adaptive dpmpp_2s_ancestral dpmpp_sde dpmpp_sde_gpu dpmpp_2m
         dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde
         dpmpp_3m_sde_gpu ddpm lcm ipndm ipndm_v deis res_multistep res_multistep_ancestral gradient_estimation er_sde
-        seeds_2 seeds_3 sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2"""
+        seeds_2 seeds_3 sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2 dpmpp_2s_ancestral_cfg_pp res_multistep_cfg_pp
+        res_multistep_ancestral_cfg_pp gradient_estimation_cfg_pp"""
     assert [find(name) for name in comfy.split()]
 
 

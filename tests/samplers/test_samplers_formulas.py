@@ -3,13 +3,14 @@ two names are one map. Here are those of which no implementation can be installe
 
 from functools import partial
 from itertools import pairwise
-from math import exp, expm1, inf, log, sqrt
+from math import exp, expm1, inf, log, prod, sqrt
 
 import pytest
 import torch
 from scipy.integrate import quad
 
 from samplers import SAMPLERS, adams, cfg_pp, distilled, multistep, ode, predictor_corrector, published, sde, singlestep
+from samplers.basics import EDM, Denoiser
 from samplers.coefficients import UNIFORM, ancestral, moments, quadrature
 from samplers.schedules import karras, noise_table
 from samplers.step import Step
@@ -363,6 +364,86 @@ def test_sa_solver_is_noisy_between_times_200_and_800(name):
     assert draws == sigmas[:-1] and moved == [False] * 3 + [True] * 4 + [False] * 3
 
 
+def comfyui_sa_solver(x, sigmas, z, tau_of, pece=False, predictor=3, corrector=4):
+    """ComfyUI's sample_sa_solver in the notation of arXiv 2309.05019: integrals of Lagrange polynomials in lambda,
+    by numerical quadrature."""
+    lam = [-log(s) if s > 0 else inf for s in sigmas]
+    steps = len(sigmas) - 1
+    lowers = sigmas[-1] == 0
+    x0s, tau, added, start, drawn = [], 0.0, 0.0, x, []
+
+    def integral(nodes, j, s, t, tau):
+        basis = lambda u: prod((u - nodes[k]) / (nodes[j] - nodes[k]) for k in range(len(nodes)) if k != j)
+        weight = lambda u: (1 + tau**2) * exp((1 + tau**2) * (u - t)) * basis(u)
+        return quad(weight, s, t, epsabs=0, epsrel=1e-12)[0]
+
+    def step(x, i, nodes, tau):
+        """From level i to the next, by the estimates at the nodes."""
+        q = sigmas[i + 1] / sigmas[i]
+        weights = [integral([lam[k] for k in nodes], j, lam[i], lam[i + 1], tau) for j in range(len(nodes))]
+        return q ** (1 + tau**2) * x + sum(w * x0s[k] for w, k in zip(weights, nodes))
+
+    for i in range(steps):
+        x0s.append(denoise(x, sigmas[i]))
+        used = min(corrector, i + 1, steps - i if lowers else corrector)
+        if i > 0 and not (sigmas[i + 1] == 0 and not pece):
+            x = step(start, i - 1, range(i - used + 1, i + 1), tau) + added
+            if pece:
+                x0s[i] = denoise(x, sigmas[i])
+        start = x
+        if sigmas[i + 1] == 0:
+            return x0s[i], drawn
+        used = min(predictor, i + 1, steps - 1 - i if lowers else predictor)
+        tau, added = tau_of(sigmas[i + 1]), 0.0
+        if tau > 0:
+            drawn.append(sigmas[i])
+            added = sigmas[i + 1] * sqrt(1 - (sigmas[i + 1] / sigmas[i]) ** (2 * tau**2)) * z()
+        x = step(start, i, range(i - used + 1, i + 1), tau) + added
+    return x, drawn
+
+
+@pytest.mark.parametrize("end_at_zero", [True, False])
+@pytest.mark.parametrize("name, pece", [("sa_solver_comfyui", False), ("sa_solver_pece_comfyui", True)])
+def test_sa_solver_comfyui_formula(name, pece, end_at_zero):
+    """Noise in the steps that end at times 799.2 to 199.8; orders 3 and 4 that come down one step sooner."""
+    sigmas = SIGMAS if end_at_zero else SIGMAS[:-1]
+    table = noise_table()
+    low, high = table.log_linear_sigma(199.8), table.log_linear_sigma(799.2)
+    expected, drawn = comfyui_sa_solver(START, sigmas, white(), lambda s: float(low < s <= high), pece)
+    source, draws = white(), []
+    noise = lambda sigma, lower: draws.append(sigma) or source()
+    *_, last = SAMPLERS[name].run(denoise, START, sigmas, noise)
+    check(last.x, expected, 1e-10)  # of the numerical integrals
+    assert draws == drawn and 2 <= len(drawn) < len(sigmas) - 2
+    authors = partial(predictor_corrector.sa_solver, predictor=3, corrector=4, second="exact", pece=pece)
+    difference = end(partial(authors, tau=predictor_corrector.authors_tau), sigmas, white()) - expected
+    assert difference.abs().max() > 1e-2 * expected.abs().max()
+
+
+def test_middle_of_the_levels_is_each_models_own():
+    """ComfyUI counts the part of the way in time where there is one, in log sigma for an EDM model."""
+    for levels, low, high in [
+        (noise_table(), noise_table().log_linear_sigma(199.8), noise_table().log_linear_sigma(799.2)),
+        (EDM(), 0.002 * 40000**0.2, 0.002 * 40000**0.8),
+    ]:
+        tau = predictor_corrector.middle_tau(Denoiser(denoise, levels, "eps"))
+        assert [tau(low * 0.999), tau(low * 1.001), tau(high * 0.999), tau(high * 1.001)] == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_lcm_without_boundary_and_lms_into_zero_are_comfyuis():
+    """ComfyUI's lcm is the estimate with new noise; its lms ends with it."""
+    x, z = START, white()
+    for a, b in pairwise(SIGMAS):
+        x = denoise(x, a)
+        x = x + b * z() if b > 0 else x
+    check(end(partial(distilled.lcm, boundary=False), noise=white()), x)
+    low = [*SIGMAS[:-1], 0.03, 0.0]  # near time 0, where the paper keeps x
+    assert (end(distilled.lcm, low, white()) - end(partial(distilled.lcm, boundary=False), low, white())).std() > 1e-3
+    *_, before, last = adams.lms(denoise, START, SIGMAS, euler_at_zero=True)
+    check(last.x, denoise(before.x, SIGMAS[-2]))
+    check(last.x, end(SAMPLERS["ipndm_v"].run))
+
+
 @pytest.mark.parametrize("faithful", [False, True])
 def test_res_multistep_ancestral_formula(faithful):
     """arXiv 2308.02157 with noise as ComfyUI adds it; faithful: also with its measure of the last step."""
@@ -445,7 +526,69 @@ def test_dpmpp_2m_cfg_pp_formula(mixed):
     check(end(sampler, estimate=Both()), x)
 
 
+def test_gradient_estimation_cfg_pp_formula():
+    """ComfyUI's: x' = guided + b d + (gamma - 1) (b - a) (d - d_before), d the unguided slope."""
+    x, before = START, None
+    for a, b in pairwise(SIGMAS):
+        guided, free = both(x, a)
+        d = (x - free) / a
+        x = guided + b * d
+        if before is not None and b > 0:
+            x = x + 1.5 * (b - a) * (d - before)
+        before = d
+    check(end(partial(cfg_pp.gradient_estimation_cfg_pp, gamma=2.5), estimate=Both()), x)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_dpmpp_2s_ancestral_cfg_pp_formula(eta):
+    """ComfyUI's: both halves of 2S begin at x + guided - unguided."""
+    x, z = START, white()
+    for a, b in pairwise(SIGMAS):
+        guided, free = both(x, a)
+        up = min(b, eta * sqrt(b**2 * (a**2 - b**2) / a**2))
+        down = sqrt(b**2 - up**2)
+        if down == 0:
+            x = guided
+        else:
+            h = log(a / down)
+            m = exp(-(-log(a) + h / 2))
+            y = m / a * (x + guided - free) - expm1(-h / 2) * guided
+            x = down / a * (x + guided - free) - expm1(-h) * denoise(y, m)
+        x = x + up * z() if up > 0 else x
+    check(end(partial(cfg_pp.dpmpp_2s_ancestral_cfg_pp, eta=eta), noise=white(), estimate=Both()), x)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_res_multistep_cfg_pp_formula(eta):
+    """ComfyUI's: RES of the unguided estimates from x + guided - unguided, with its measure of the last step."""
+    x, z, old, old_down = START, white(), None, None
+    for i, (a, b) in enumerate(pairwise(SIGMAS)):
+        guided, free = both(x, a)
+        up = eta * b * sqrt(1 - (b / a) ** 2)
+        down = sqrt(b**2 - up**2)
+        if down == 0 or old is None:
+            x = guided + down * (x - free) / a
+        else:
+            h = log(a / down)
+            c2 = log(old_down / SIGMAS[i - 1]) / h
+            phi1 = -expm1(-h) / h
+            phi2 = (phi1 - 1) / -h
+            x = down / a * (x + guided - free) + h * ((phi1 - phi2 / c2) * free + phi2 / c2 * old)
+        x = x + up * z() if up > 0 else x
+        old, old_down = free, down
+    check(end(partial(cfg_pp.res_multistep_ancestral_cfg_pp, eta=eta), noise=white(), estimate=Both()), x)
+    if eta == 0:
+        check(end(cfg_pp.res_multistep_cfg_pp, estimate=Both()), x)
+
+
 def test_without_guidance_cfg_pp_is_the_plain_sampler():
+    check(end(cfg_pp.gradient_estimation_cfg_pp), end(adams.gradient_estimation))
+    check(end(cfg_pp.res_multistep_cfg_pp), end(multistep.res_multistep))
+    for form, plain in [
+        (cfg_pp.dpmpp_2s_ancestral_cfg_pp, sde.dpmpp_2s_ancestral),
+        (cfg_pp.res_multistep_ancestral_cfg_pp, published.res_multistep_ancestral),
+    ]:
+        check(end(form, noise=white()), end(plain, noise=white()))
     check(end(cfg_pp.euler_cfg_pp), end(ode.euler))
     check(end(cfg_pp.euler_ancestral_cfg_pp, noise=white()), end(sde.euler_ancestral, noise=white()))
     check(end(cfg_pp.dpmpp_2m_cfg_pp), end(partial(multistep.dpmpp_2m, short=0)))

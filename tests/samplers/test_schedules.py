@@ -204,6 +204,20 @@ def test_schedules_equal_comfyui_and_a1111(name):
         assert np.allclose(sigmas[:-1], comfy_and_a1111(name, steps), rtol=1e-12, atol=0), steps
 
 
+@pytest.mark.parametrize("convention", [EXACT, EULER, DPM], ids=["exact", "euler", "dpm"])
+def test_sgm_is_stabilitys_discretisation(convention):
+    """LegacyDDPMDiscretization: times by numpy.linspace cut down to whole ones, and a start at sqrt(1 + sigma^2)."""
+    fine = noise_table(precision="float64")
+    for steps in COUNTS:
+        times = np.linspace(T - 1, 0, steps, endpoint=False).astype(int)
+        if steps == T:
+            times = np.arange(T)[::-1]
+        sigmas, told = choose(fine, "sgm", steps, convention)
+        assert sigmas == [*np.array(fine.sigmas)[times], 0.0], steps
+        assert list(told.values()) == list(times)
+        assert start_std(sigmas[0], "sgm", convention) == math.sqrt(1 + sigmas[0] ** 2)
+
+
 def test_published_values_of_ten_steps():
     """Ten steps on Stable Diffusion's table, four decimals."""
 
