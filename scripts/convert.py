@@ -42,6 +42,7 @@ from common import (
 )
 from weights import CheckpointError
 from weights.hub.wanted import model_files, part_files
+from weights.layouts.landmarks import holds_one_network
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
@@ -237,7 +238,13 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
         check(args, "an adapter or embedding")
         weights.convert_adapter(source, args.to, dtype)
         return []
-    found = weights.describe(source, variant=args.variant, offline=args.offline, **model_arguments(args))
+    asked = model_arguments(args)
+    if source.is_file() and not any(asked.values()) and holds_one_network(source):
+        check(args, "one network")
+        part = weights.describe_part(source)
+        weights.save_part(weights.load_part(source, dtype="stored"), args.to, part.names, dtype, part.metadata)
+        return [what for _, what in part.left_out()]
+    found = weights.describe(source, variant=args.variant, offline=args.offline, **asked)
     model = weights.load(found, "stored")
     weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, found.metadata)
     return [what for _, what in found.left_out() if what != weights.MARK]  # marks are written anew

@@ -15,8 +15,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,9 +30,9 @@ from common import (
     make_parser,
     model_arguments,
 )
+from found import Found, find
 from tables import table
-from weights.checkpoint import PARTS, Checkpoint, Part
-from weights.hub.wanted import any_files
+from weights.checkpoint import Part
 
 IN_ADAPTERS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")
 
@@ -57,16 +55,6 @@ class Report:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Found:
-    """What lies at a path: networks, and what is known of the whole if it is one; or an adapter."""
-
-    parts: dict[str, Part] = field(default_factory=dict)
-    whole: Checkpoint | None = None
-    adapter: weights.AdapterFile | None = None
-    problems: list[str] = field(default_factory=list)
-
-
 def arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("source", help="a folder, a .safetensors file, or owner/name on the hub")
@@ -76,46 +64,6 @@ def arguments() -> argparse.Namespace:
     add_download_flags(parser)
     add_swap_flags(parser)
     return parser.parse_args()
-
-
-def find(source: str, args: argparse.Namespace, asked: dict) -> Found:
-    """A whole model; or else those of its parts that can be described, with the problems of the others; or else an
-    adapter. asked: of the model."""
-    wanted = partial(any_files, variant=args.variant)
-    path, _ = weights.locate(source, wanted, args.revision, args.offline)
-    try:
-        whole = weights.describe(path, variant=args.variant, offline=args.offline, **asked)
-        return Found(whole.parts, whole)
-    except weights.CheckpointError as error:
-        problem = error
-    if any(asked.values()):  # of a model: whatever else this is, it was not meant
-        raise problem
-    found = find_parts(path, args.variant)
-    is_model = (path / "model_index.json").exists() or len(found.parts) > 1
-    if is_model and str(problem) not in found.problems:
-        found.problems.insert(0, str(problem))
-    if found.parts:
-        return found
-    try:
-        return Found(adapter=weights.describe_adapter(path))
-    except weights.NotAnAdapter:
-        raise problem from None
-
-
-def find_parts(path: Path, variant: str | None) -> Found:
-    """The networks that can be described one by one."""
-    found = Found()
-    for name in PARTS:
-        try:
-            part = weights.describe_part(path, name, variant=variant)
-        except weights.CheckpointError as error:
-            if (path / name).is_dir() and str(error) not in found.problems:
-                found.problems.append(str(error))
-            continue
-        # a file with one text tower has it under both names
-        if all((part.path, part.prefix) != (other.path, other.prefix) for other in found.parts.values()):
-            found.parts[name] = part
-    return found
 
 
 def describe(source: str, found: Found) -> Report:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ..disk.safetensors import read_stored
 from ..errors import CheckpointError, listed
 from .names import SINGLE_FILES, Section
 
@@ -79,6 +80,12 @@ def find_networks(keys: Collection[str]) -> dict[str, Section]:
             if kind not in found and has_network(keys, kind, Section(prefix, names)):
                 found[kind] = Section(prefix, names)
     return found
+
+
+def holds_one_network(path: Path) -> bool:
+    """Whether a file holds one network and no more of a model, as a VAE's fine-tune does."""
+    stored = read_stored(path)
+    return not other_kind(stored) and len(find_networks(stored)) == 1 and not whole_models(stored)
 
 
 def other_kind(keys: Collection[str]) -> str:
