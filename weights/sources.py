@@ -47,6 +47,12 @@ def find(source: str, wanted: Wanted, revision: str | None, offline: bool) -> tu
     return fetch(source, address, wanted, revision, offline)
 
 
+def as_written(source: str | os.PathLike[str]) -> Path:
+    """A path as it stands if something lies there, else without quotes, and with ~ for the user's home."""
+    path = Path(source)
+    return path if os.path.lexists(path) else local_path(os.fspath(source).strip(AROUND))
+
+
 def local_path(text: str) -> Path:
     if text.startswith("file:"):
         text = unquote(urlsplit(text).path)
@@ -71,7 +77,8 @@ def described_by(path: Path) -> Path:
 
 def parse(text: str) -> Address | None:
     """What a text names on the hub; None where it names nothing there. CheckpointError for an address elsewhere."""
-    host, _, rest = re.sub("^(https?|hf)://", "", text, flags=re.IGNORECASE).partition("/")
+    bare = re.sub("^(https?|hf)://", "", text, flags=re.IGNORECASE)
+    host, _, rest = bare.partition("/")
     is_web = text.lower().startswith(("http://", "https://")) or host.lower() in HUBS
     if is_web:
         if not is_hub(host):
@@ -79,10 +86,10 @@ def parse(text: str) -> Address | None:
                 f"{text} is an address, and only those of the hub are followed: download the file and give its path"
             )
         rest = unquote(urlsplit("//host/" + rest).path)
-    elif text.startswith(("/", ".", "~")) or "//" in rest:  # a path
+    elif bare.startswith(("/", ".", "~")) or "//" in bare:  # a path
         return None
     else:
-        rest = f"{host}/{rest}"
+        rest = bare
     words = [word for word in rest.split("/") if word]
     if words[:2] == ["api", "models"] or words[:1] == ["models"]:
         words = words[words.index("models") + 1 :]

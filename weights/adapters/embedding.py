@@ -16,6 +16,7 @@ from ldm.config import FAMILIES
 from ldm.model import Model
 
 from ..errors import CheckpointError, listed, shown
+from ..sources import as_written
 from .read import read_all
 
 UNNAMED = "emb_params"
@@ -34,7 +35,7 @@ class Embedding:
 
 def read_embedding(source: str | Path) -> Embedding:
     """CheckpointError, one line, for a file of another kind."""
-    path = Path(source)
+    path = as_written(source)
     tensors, _ = read_all(path)
     keys = PAIR if tensors.keys() == set(PAIR) else tuple(tensors)
     if keys != PAIR and len(keys) != 1:

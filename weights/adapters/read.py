@@ -25,6 +25,7 @@ from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read
 from ..disk.settings import Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
+from ..sources import as_written
 from .kinds import build, scale_of, split_key
 from .names import names_of
 
@@ -135,6 +136,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
 
 
 def adapter_file(source: Path) -> Path:
+    source = as_written(source)
     if not source.is_dir():
         return source
     names = names_in(source)

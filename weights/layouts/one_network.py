@@ -46,10 +46,14 @@ def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
     elif "config.json" not in names:
         raise CheckpointError(f"{folder} has neither config.json nor {shown(part or 'unet')}: it holds no network")
     config = read_network(Settings.read(folder / "config.json"))
+    check_kind(folder, config, part)
+    return read_folder_part(folder, config, variant, root)
+
+
+def check_kind(path: Path, config: NetworkConfig, part: str | None) -> None:
     kind = kind_of(config)
     if part and not part.startswith(kind):
-        raise CheckpointError(f"{folder} holds {TITLES[kind]}, not a {part}")
-    return read_folder_part(folder, config, variant, root)
+        raise CheckpointError(f"{path} holds {TITLES[kind]}, not a {part}")
 
 
 def nearest_variant(path: Path, part: str, variant: str | None) -> str | None:
@@ -63,6 +67,10 @@ def nearest_variant(path: Path, part: str, variant: str | None) -> str | None:
 
 def read_file(path: Path, part: str | None) -> Part:
     stored = read_stored(path)
+    if path.suffix == ".json" and (path.parent / "config.json").is_file():  # an index of shards
+        config = read_network(Settings.read(path.parent / "config.json"))
+        check_kind(path, config, part)
+        return Part(config, stored, path, path, described_by=str(path.parent / "config.json"))
     if all(SEQUENCE.match(key) for key in stored):
         stored = join_halves(path, stored)
     found = find_networks(stored)
@@ -75,7 +83,7 @@ def read_file(path: Path, part: str | None) -> Part:
     if kind == "text":
         section = tower_section(stored, path, part, section)
     inside = strip_prefix(stored, section.prefix)
-    metadata = read_header(path).metadata
+    metadata = {} if path.suffix == ".json" else read_header(path).metadata
     config, _ = overrides.read(sizes_of(kind, section, inside, path), metadata, path)
     return Part(config, inside, path, path, section.names, section.prefix, "its own shapes", metadata=metadata)
 
@@ -153,6 +161,8 @@ def tensors_of(network: Network, section: Section) -> dict[str, Tensor]:
 def read_network(json: Settings) -> NetworkConfig:
     """A network by its config.json alone, which names its class."""
     architectures = str(json.values.get("architectures"))
+    if json.values.get("model_type") == "clip" and isinstance(json.values.get("text_config"), dict):
+        return read_clip(Settings(f"{json.file}: text_config", json.values["text_config"]), False)  # the whole of CLIP
     if "CLIPTextModel" in architectures or json.values.get("model_type") == "clip_text_model":
         return read_clip(json, "WithProjection" in architectures)
     name = json.one("_class_name", None, among(["UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"]))
