@@ -22,7 +22,19 @@ def add_run_flags(parser: argparse.ArgumentParser, device: str | None = None, dt
         device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help=f"where to compute (default: {device})")
     default = "" if dtype is None else f" (default: {dtype})"
-    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the weights and activations{default}")
+    parser.add_argument(
+        "--dtype", type=dtype_name, choices=DTYPES, default=dtype, help=f"of the weights and activations{default}"
+    )
+
+
+def dtype_name(text: str) -> str:
+    """The key of DTYPES that a text stands for, such as fp16 or torch.float16; the text itself if there is none."""
+    from weights.load import dtype_of_name  # not every program that has flags reads weights
+
+    try:
+        return str(dtype_of_name(text)).removeprefix("torch.")
+    except ValueError:
+        return text
 
 
 def add_download_flags(parser: argparse.ArgumentParser):

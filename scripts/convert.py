@@ -33,6 +33,7 @@ from common import (
     DTYPES,
     add_download_flags,
     add_swap_flags,
+    dtype_name,
     escape_unprintable,
     fail,
     make_parser,
@@ -66,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layout", choices=("diffusers", "ldm", "sgm"), help="default: by the name of --to")
     parser.add_argument("--part", choices=("unet", "vae", "text_encoder", "text_encoder_2"), help="this network alone")
     parser.add_argument("--names", choices=("diffusers", "ldm", "open_clip"), help="of its tensors; default: diffusers")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all tensors (default: each as it is)")
+    parser.add_argument("--dtype", type=dtype_name, choices=DTYPES, help="of all tensors (default: each as it is)")
     parser.add_argument("--shard-size", type=size, help="of the files of a folder, for example 5GB")
     parser.add_argument("--write-variant", help="a word in the names of a folder's files, for example fp16")
     add_download_flags(parser)

@@ -13,6 +13,7 @@ import weights
 from support import tiny
 from support.single_files import SDXL_TEXT_2, UNET_PREFIX, VAE_PREFIX, Written
 from weights import CheckpointError
+from weights.hub.wanted import model_files, part_files, text_files
 
 TEXTS = ("cond_stage_model.", "conditioner.")
 FIRST_TEXT = "conditioner.embedders.0.transformer."
@@ -181,6 +182,18 @@ def test_what_a_folder_lacks_is_given(missing, given, listed, folder, tmp_path):
         assert part.match()[1].keys() == expected.parts[name].match()[1].keys()
 
 
+def test_the_whole_of_clip_gives_its_text_tower(tmp_path):
+    """As the repository of CLIP itself has it: the settings of the tower lie inside those of both."""
+    clip = shutil.copytree(weights.MINIATURE / "text_encoder", tmp_path / "clip")
+    both = {"model_type": "clip", "architectures": ["CLIPModel"]}
+    tiny.edit_json(clip / "config.json", lambda values: both | {"text_config": values})
+    vision = {"vision_model.post_layernorm.bias": torch.ones(2), "visual_projection.weight": torch.ones(2, 2)}
+    tiny.edit_tensors(clip / "model.safetensors", lambda t: t | vision | {"logit_scale": torch.ones(())})
+    found = weights.describe(weights.MINIATURE, text=clip)
+    assert found.facts == weights.describe(weights.MINIATURE).facts
+    assert found.parts["text_encoder"].match()[1]["text_model.final_layer_norm.bias"].held.file.parent == clip
+
+
 def test_a_missing_vae_is_that_of_the_family(folder, tmp_path):
     """Its scale belongs to the UNet, so a VAE of SD 1 is none for SDXL."""
     path = drop(shutil.copytree(folder, tmp_path / "model"), "vae")
@@ -213,6 +226,26 @@ def test_mixed_variants(folder, tmp_path):
         weights.load(path, variant="bf16")
     with pytest.raises(CheckpointError, match="/vae has no variant 'fp16'"):
         weights.load_part(path, "vae", variant="fp16")
+
+
+def test_mixed_variants_of_a_repository():
+    """The same choice before anything is downloaded."""
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    names = ["model_index.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    names += [f"{part}/{file}" for part, stem in stems.items() for file in (f"{stem}.safetensors", "config.json")]
+    found = [name for name in model_files(names, "fp16") if name.endswith("safetensors")]
+    assert found == [
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ]
+    with pytest.raises(CheckpointError, match="unet has no variant 'fp16'"):
+        model_files([name for name in names if "fp16" not in name], "fp16")
+    swapped = part_files(names, "vae", "fp16", is_mixed=True)
+    assert swapped == ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    towers = ["text_encoder/config.json", "text_encoder/model.safetensors"]
+    assert text_files(names, "fp16") == towers
+    assert text_files(["config.json", "model.safetensors"]) == ["config.json", "model.safetensors"]
 
 
 def test_a_part_from_elsewhere_needs_no_variant(folder, tmp_path):
