@@ -127,13 +127,13 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
         problem = make_model_problem(args)
     found = run_study(args, problem)
     args.out.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(plt, args.out, found)
+    sections = draw_figures(plt, args.out, found)
     write_table(args.out, found.runs)
     about = (
         f"Sampled: {problem.what}, seed {args.seed}, from noise level "
         f"{problem.levels.sigma_max:.4g} down to {problem.levels.sigma_min:.3g}."
     )
-    print(write_page(args.out, found, figures, about))
+    print(write_page(args.out, found, sections, about))
 
 
 def main():

@@ -12,6 +12,7 @@ from ldm.compare import LIMIT, Comparison, Row
 from ldm.compare.rows import number, ratio, run_ratio, shown
 
 Results = dict[str, Comparison]  # by the name of the case
+Shown = tuple[int, Row, str]  # its depth, a block, and its name within the block that holds it
 AGREES = ((0.1, "#eef5fa"), (LIMIT, "#9ecae1"))  # error / noise -> color
 DEPARTS = ((LIMIT, "#fdae61"), (30, "#f46d43"), (1e3, "#d73027"), (1e6, "#a50026"))
 
@@ -80,28 +81,50 @@ def list_facts(facts: dict[str, str]) -> str:
 
 
 def make_section(name: str, found: Comparison, everything: bool) -> str:
-    """The heading, verdict and table of one network."""
+    """The verdict on one network, and under it the table, which is folded if all agrees."""
+    head = "".join(f'<th scope="col">{text}</th>' for text in ("block", "error / noise", "in a run", "error", "noise"))
+    bodies = "\n".join(make_body(rows, found) for rows in split_at_outer_blocks(shown(found.rows, everything)))
+    state = "" if found.agrees else " open"
+    return (
+        f"<details{state}>\n<summary><h2>{escape(describe(name, found))}</h2></summary>\n"
+        f"<table>\n<thead><tr>{head}</tr></thead>\n{bodies}\n</table>\n</details>"
+    )
+
+
+def split_at_outer_blocks(rows: Sequence[Shown]) -> list[list[Shown]]:
+    """An outer block of the network with all that it holds, one after another; the network itself is the first."""
+    groups: list[list[Shown]] = []
+    for depth, row, short in rows:
+        if depth <= 1 or not groups:
+            groups.append([])
+        groups[-1].append((depth, row, short))
+    return groups
+
+
+def make_body(rows: Sequence[Shown], found: Comparison) -> str:
+    """An outer block, and under it the blocks that it holds, which its box unfolds. It is open if one of them departs
+    by itself."""
     first = found.faults[0] if found.faults else None
     lines = []
-    for depth, row, short in shown(found.rows, everything):
+    for k, (depth, row, short) in enumerate(rows):
         cells = ""
         for value in (ratio(row), run_ratio(row)):
             style = f"background:{choose_color(value)};color:{choose_ink(value)}"
             cells += f'<td class="heat" style="{style}">{number(value)}</td>'
-        marks = ""
+        marks = " data-inner" if k > 0 else ""
         if row is first:
-            marks = ' class="first"'
+            marks += ' class="first"'
         elif row.own:
-            marks = ' class="own"'
+            marks += ' class="own"'
+        label = f"{escape(short)} <small>{escape(row.kind)}</small>"
+        if k == 0 and len(rows) > 1:
+            checked = " checked" if any(inner.own for _, inner, _ in rows[1:]) else ""
+            label = f'<label><input type="checkbox"{checked}> {label} <small>{len(rows) - 1} inside</small></label>'
         lines.append(
-            f'<tr{marks}><th scope="row" style="--depth:{depth}" title="{escape(row.path)}">{escape(short)} '
-            f"<small>{escape(row.kind)}</small></th>{cells}<td>{row.error:.1e}</td><td>{row.noise:.1e}</td></tr>"
+            f'<tr{marks}><th scope="row" style="--depth:{depth}" title="{escape(row.path)}">{label}</th>'
+            f"{cells}<td>{row.error:.1e}</td><td>{row.noise:.1e}</td></tr>"
         )
-    head = "".join(f'<th scope="col">{text}</th>' for text in ("block", "error / noise", "in a run", "error", "noise"))
-    return (
-        f"<h2>{escape(name)}</h2>\n<p>{escape(describe(name, found))}.</p>\n<table>\n<thead><tr>{head}</tr></thead>\n"
-        "<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
-    )
+    return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 
 
 def choose_ink(value: float | None) -> str:

@@ -8,17 +8,17 @@ from math import isnan
 from pathlib import Path
 from string import Template
 
-from lab.figures import Figures, Study
+from lab.figures import Figure, Section, Study
 from lab.measure import Run, find_order, select
 
 
-def write_page(folder: Path, study: Study, figures: Figures, about: str) -> Path:
+def write_page(folder: Path, study: Study, sections: list[Section], about: str) -> Path:
     """lab.html, which holds the figures and the errors."""
-    sections = []
-    for title, files in figures.items():
-        images = "".join(embed(path) for path in files)
-        kind = "plots" if len(files) > 1 else "alone"
-        sections.append(f'<h2>{escape(title)}</h2>\n<div class="{kind}">{images}</div>')
+    parts = []
+    for title, caption, figures in sections:
+        images = "".join(embed(figure) for figure in figures)
+        kind = "plots" if len(figures) > 1 else "alone"
+        parts.append(f'<h2>{escape(title)}</h2>\n<p>{escape(caption)}</p>\n<div class="{kind}">{images}</div>')
     rows = []
     for name, schedule in product(study.samplers, study.schedules):
         runs = select(study.runs, name, schedule)
@@ -29,15 +29,15 @@ def write_page(folder: Path, study: Study, figures: Figures, about: str) -> Path
     heads = "".join(f"<th>{n} steps" for n in study.steps)
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     page = folder / "lab.html"
-    text = template.substitute(about=escape(about), sections="\n".join(sections), heads=heads, rows="\n".join(rows))
+    text = template.substitute(about=escape(about), sections="\n".join(parts), heads=heads, rows="\n".join(rows))
     page.write_text(text, encoding="utf-8")
     return page
 
 
-def embed(path: Path) -> str:
+def embed(figure: Figure) -> str:
     """A PNG file as an element of a page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
+    data = base64.b64encode(figure.path.read_bytes()).decode()
+    return f'<img alt="{escape(figure.alt)}" src="data:image/png;base64,{data}">'
 
 
 def format_number(value: float, form: str) -> str:

@@ -30,29 +30,46 @@ def choose_colour(k: int) -> str:
     return COLOURS[k % len(COLOURS)]
 
 
+Line = tuple[Sequence[float], Sequence[float]]  # x, y
+Limits = tuple[tuple[float, float], tuple[float, float]]  # of x and of y
+
+
+def find_limits(lines: Sequence[Line], floor: float | None = None) -> Limits:
+    """Limits of logarithmic axes that hold all lines, and the floor, with a margin."""
+    found = []
+    for k in range(2):
+        values = [value for line in lines for value in line[k] if value > 0]
+        if k == 1 and floor:
+            values.append(floor)
+        margin = (max(values) / min(values)) ** 0.06 * 1.05
+        found.append((min(values) / margin, max(values) * margin))
+    return found[0], found[1]
+
+
 def draw_curves(
     axes: Any,
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, Line],
     names: Sequence[str],
-    xlabel: str,
-    ylabel: str,
+    labels: tuple[str, str],
+    limits: Limits,
     floor: float | None = None,
 ):
-    """Named lines (x, y), both logarithmic; `names` fixes the colours. floor: what y cannot be expected to pass."""
+    """Named lines, both axes logarithmic; `names` fixes the colours. labels: of x and y. floor: what y cannot be
+    expected to pass."""
     for name, (x, y) in lines.items():
         k = list(names).index(name)
         style = "o-" if k < len(COLOURS) else "s--"
         axes.plot(x, y, style, color=choose_colour(k), markersize=4, linewidth=1.6, label=name)
     if floor:
         axes.axhline(floor, color="#888", linestyle=":", linewidth=1.2, label="two exact draws")
-    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1], xlim=limits[0], ylim=limits[1])
     costs = set()
     for x, _ in lines.values():
         costs.update(x)
     ticks = sorted(costs)
     apart = [b for a, b in zip([0, *ticks], ticks) if b > 1.3 * a]  # numbers that do not overlap
     axes.set_xticks(apart, [str(n) for n in apart])
-    low, high = axes.get_ylim()
+    low, high = limits[1]
     if high < 100 * low:  # too narrow for powers of ten
         values = [m * 10.0**e for e, m in product(range(-12, 12), (1, 2, 3, 5))]
         shown = [value for value in values if low < value < high]
@@ -99,8 +116,8 @@ def draw_paths(
         axes.plot(*truth[:, :, k].T, color="#777", linewidth=0.9)
         axes.plot(*found[:, :, k].T, ".-", color=color, linewidth=1, markersize=3.5)
     axes.plot(*truth[-1], "x", color="black", markersize=5)
-    axes.set(xlim=(-2.6, 2.6), ylim=(-2.2, 2.2), aspect="equal", xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+    axes.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color="#dddddd")
 
 
 def draw_pictures(axes: Any, columns: Sequence[Tensor], labels: Sequence[str]):

@@ -315,6 +315,8 @@ def test_the_miniature_agrees(script, tmp_path):
     assert found["agrees"] and [len(rows) for rows in found["networks"].values()] == [316, 56, 76, 38]
     page = (tmp_path / "compare.html").read_text()
     assert all(line in page for line in lines) and "//" not in page and 'class="first"' not in page
+    assert page.count("<details>") == 4 and "checked>" not in page  # all of it is folded
+    assert page.count('type="checkbox"') > 10 and page.count("data-inner") > 30
     with Image.open(tmp_path / "compare.png") as image:
         assert image.format == "PNG" and image.size[0] == 2000
 
@@ -335,6 +337,11 @@ def test_a_fault_of_ours_shows(program, monkeypatch, tmp_path):
     assert [row["path"] for row in rows if row["own"]][0] == path
     page = (tmp_path / "compare.html").read_text()
     assert page.count('class="first"') == 1 and path in page.split('class="first"')[1][:200]
+    assert page.count("<details open>") == 1
+    # The blocks that hold a fault are unfolded, and no other
+    bodies = page.split("<tbody>")[1:]
+    assert any("checked" in body for body in bodies)
+    assert all(("checked" in body) == ("data-inner class=" in body) for body in bodies)
 
 
 def test_without_matplotlib_only_the_heat_map_is_left_out(program, monkeypatch, tmp_path):

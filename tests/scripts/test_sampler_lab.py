@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lab.mixture import FIVE, Mixture, sliced_wasserstein
+from lab.plots import find_limits
 from samplers import ode
 from samplers.basics import karras
 from support.paths import NO_NETWORK, ROOT
@@ -113,11 +114,13 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.links, self.images, self.cells, self.titles, self.now = [], [], [], [], ""
+        self.alts, self.texts = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.now = tag
         self.images += [value for key, value in attrs if tag == "img" and key == "src"]
+        self.alts += [value for key, value in attrs if tag == "img" and key == "alt"]
         self.links += [value for key, value in attrs if key in ("href", "src") and not value.startswith("data:")]
 
     def handle_data(self, data):
@@ -125,6 +128,8 @@ class Page(HTMLParser):
             self.cells.append(data.strip())
         if self.now == "h2":
             self.titles.append(data.strip())
+        if self.now == "p":
+            self.texts.append(data.strip())
 
 
 def test_page_holds_all_and_needs_nothing(lab):
@@ -144,6 +149,28 @@ def test_page_holds_all_and_needs_nothing(lab):
     for path in lab.glob("*.png"):
         with Image.open(path) as image:
             assert min(image.size) > 250 and np.array(image.convert("L")).std() > 5  # something is drawn
+
+
+def test_page_explains_itself(lab):
+    """Every section says what a line, a dot and a cross are and names what to see; every image has words of its own."""
+    page = Page((lab / "lab.html").read_text(encoding="utf-8"))
+    about, errors, distances, levels, paths, runs, *_ = [text for text in page.texts if text]
+    assert "A line is a sampler and a dot one run" in errors and "same axes" in errors
+    found = {key: error for key, (_, error, _) in read(lab).items() if not np.isnan(error)}
+    best = min(found, key=found.get)
+    assert f"smallest error is that of {best[0]} on {best[1]}: {found[best]:.2g}" in errors
+    assert "dotted line is the distance of two exact draws" in distances
+    assert "mark a noise level" in levels and "exponential has" in levels
+    assert "grey line is the exact path" in paths and "black cross its end" in paths
+    assert len(set(page.alts)) == len(page.images) and min(map(len, page.alts)) > 40
+    assert any("euler from" in alt and "karras:leading" in alt for alt in page.alts)
+
+
+def test_plots_of_one_row_have_equal_axes():
+    """The limits hold every line of every schedule, and the floor."""
+    lines = [([5, 80], [0.2, 0.001]), ([10, 40], [3.0, 0.5])]
+    (left, right), (low, high) = find_limits(lines, floor=2e-4)
+    assert 4 < left < 5 and 80 < right < 100 and 5e-5 < low < 2e-4 and 3 < high < 10
 
 
 @pytest.fixture
