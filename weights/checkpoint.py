@@ -21,6 +21,7 @@ from ldm.vae import VAE
 from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_tensors
 from .errors import CheckpointError, listed, shown
 from .layouts.names import Piece, pieces
+from .leftovers import inside_network
 from .misfits import TOKENS, refuse_parts
 
 Network = UNet | VAE | TinyVAE | CLIPText
@@ -32,19 +33,6 @@ NETWORKS: dict[type, Callable[[Any], Network]] = {
     CLIPConfig: CLIPText,
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-POSITIONS = "the numbers 0 to 76, which older versions of transformers stored"
-TEMPERATURE = "the temperature of CLIP's training"
-PROJECTION = "the projection of a pooled output that the model does not use"
-REMNANT = "a remnant of training"
-HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
-    (r"(.*\.)?(embeddings\.)?position_ids", POSITIONS),
-    (r"(.*\.)?attn_mask", "the causal mask, which needs no storing"),
-    (r"(transformer\.)?logit_(scale|bias)", TEMPERATURE),
-    (r"(transformer\.)?text_projection(\.weight)?", PROJECTION),
-    (r"(vision_model|visual|visual_projection)\..*", "the vision tower of CLIP"),
-    (r"loss\..*|model_ema\..*|logvar", REMNANT),  # in the files of a VAE
-)
-LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
 TOGETHER = "put the files of one model together"
 
@@ -196,7 +184,7 @@ def build(part: Part) -> Network:
 
 
 def match_tensors(network: nn.Module, part: Part) -> Places:
-    """A place for each parameter, and a parameter or a line of HARMLESS for each tensor; else CheckpointError."""
+    """A place for each parameter, and a parameter or a known leftover for each tensor; else CheckpointError."""
     needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     stored: Stored = {}
     for key, held in part.stored.items():
@@ -238,13 +226,7 @@ def published_name(key: str) -> str:
 
 def harmless(key: str, part: Part) -> str | None:
     """What a tensor is that no parameter of ours needs; None if nobody knows."""
-    if part.names == "open_clip" and isinstance(part.config, CLIPConfig):
-        if key.startswith(f"transformer.resblocks.{part.config.layers}."):
-            return LAST_BLOCK
-    for pattern, what in HARMLESS:
-        if re.fullmatch(pattern, key):
-            return what
-    return None
+    return inside_network(key, part.names, part.config)
 
 
 def shape_of(place: Place, needed: tuple[int, ...]) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from ..errors import CheckpointError, shown
 from . import diffusers_configs as configs
 from .diffusers_pipelines import PIPELINES, write_index
 from .diffusers_scheduler import read_scheduler, write_low_res_scheduler, write_scheduler
-from .incomplete import INDEX, complete, refuse_component, with_published
+from .incomplete import INDEX, complete, refuse_component, refuse_folder, with_published
 from .training import with_zero_snr
 
 COMPONENTS = {  # that we read -> their classes
@@ -52,7 +52,7 @@ def matches(path: Path) -> bool:
 def read(folder: Path, asked: Asked = NOTHING, variant: str | None = None) -> Checkpoint:
     """All that the JSON files say, and what the weight files hold. CheckpointError names what cannot be used."""
     if INDEX not in names_in(folder):
-        raise CheckpointError(f"{folder}: {INDEX} is missing: this is no model folder in diffusers' layout")
+        refuse_folder(folder)
     index = Settings.read(folder / INDEX)
     index, known = complete(folder, index, asked.given) if asked.given else (index, {})
     unet_json = settings_of(folder, index, "unet", known)

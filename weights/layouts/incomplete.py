@@ -12,9 +12,10 @@ from ldm.config import FAMILIES, MODELS, CLIPConfig, Family, ModelConfig, TinyVA
 
 from ..asked import Given
 from ..checkpoint import tokenizer_of
+from ..disk.kinds import PICKLED, convert_command
 from ..disk.safetensors import Stored, read_stored
-from ..disk.settings import Settings
-from ..errors import CheckpointError, shown
+from ..disk.settings import Settings, names_in
+from ..errors import CheckpointError, listed, shown
 from . import diffusers_configs as configs
 from .landmarks import describe_other, find_networks, has_network, other_kind, single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, strip_prefix
@@ -185,6 +186,21 @@ def towers_in_folder(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 # folders
+
+
+def refuse_folder(folder: Path) -> NoReturn:
+    """Of a folder without model_index.json: what it has instead."""
+    names = names_in(folder)
+    files = [name for name in names if name.endswith(".safetensors")]
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    advice = ""
+    if "config.json" in names:
+        advice = ": weights.load_part reads a network alone, and unet=, vae= and text= put it into a model"
+    elif files:
+        advice = f": name one of its files, {listed(files)}"
+    elif pickled:
+        advice = f": it has {listed(pickled)}, pickled Python: {convert_command(str(folder / pickled[0]))}"
+    raise CheckpointError(f"{folder}: {INDEX} is missing: this is no model folder in diffusers' layout{advice}")
 
 
 def refuse_component(folder: Path, name: str, found: str | None, index: Settings) -> NoReturn:

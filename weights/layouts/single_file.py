@@ -2,7 +2,6 @@
 A file's name says nothing here, and no network connection is needed. What decided is kept in words, for people.
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from ldm.config import FAMILIES, MODELS, ModelConfig, TinyVAEConfig, VAEConfig
 from ldm.model import Model
 
 from ..asked import NOTHING, Asked, Given
-from ..checkpoint import POSITIONS, PROJECTION, REMNANT, TEMPERATURE, Checkpoint, Part, check_fit
+from ..checkpoint import Checkpoint, Part, check_fit
 from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
 from ..errors import CheckpointError, listed
+from ..leftovers import outside_networks
 from ..misfits import TOKENS
 from . import incomplete, overrides, training
 from .incomplete import Outline
@@ -24,22 +24,6 @@ from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, ema_key, strip_prefix
 from .one_network import tensors_of
 from .shapes import sizes_of
-
-SCHEDULE = "the noise schedule of its training"
-EXTRAS = (  # keys outside the networks, and what they are
-    (r"betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod", SCHEDULE),
-    (r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar", SCHEDULE),
-    (r"(denoiser\.|model_sampling\.)?(log_)?sigmas", SCHEDULE),
-    (r"(cond_stage_model|conditioner\.embedders\.\d)\.(model\.)?logit_scale", TEMPERATURE),
-    (r"(cond_stage_model|conditioner\.embedders\.\d)\.(model\.)?text_projection(\.weight)?", PROJECTION),
-    (r"(cond_stage_model|conditioner\.embedders\.\d)\.(\w+\.)*embeddings\.position_ids", POSITIONS),
-    (r"low_scale_model\..*", "the noise schedule for the small picture of the x4 upscaler"),
-    (r"model_ema\..*", "averaged weights, or what counts them"),
-    (r"edm_(mean|std)|edm_vpred\.sigma_(min|max)|v_pred|ztsnr", training.MARK),
-    (r"depth_model\..*", "MiDaS, the network that estimates depth"),
-    (r"embedder\..*", "the vision tower of CLIP"),
-    (r"(embedding_manager|loss)\..*|global_step|scale_factor|epoch|iteration", REMNANT),
-)
 
 
 def matches(path: Path) -> bool:
@@ -151,7 +135,8 @@ def read_value(held: Held) -> Tensor:
 def extras(keys: Iterable[str], prefixes: Collection[str], path: Path) -> dict[str, str]:
     """The tensors outside all networks -> what they are; CheckpointError for one that nobody knows."""
     outside = [key for key in keys if not key.startswith(tuple(prefixes))]
-    known = {key: what for key in outside for pattern, what in EXTRAS if re.fullmatch(pattern, key)}
+    told = {key: outside_networks(key) for key in outside}
+    known = {key: what for key, what in told.items() if what}
     unknown = [key for key in outside if key not in known]
     if unknown:
         raise CheckpointError(f"{path} has {len(unknown)} unexpected tensors outside its networks, {listed(unknown)}")
