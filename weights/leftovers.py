@@ -1,4 +1,4 @@
-"""What trainers and other programs leave in the files of models: tensors that no network needs, each told by what it is.
+"""What trainers and other programs leave in the files of models: tensors that no network needs, and what each is.
 Whatever else has no place in a network is an error.
 """
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weights
+from ldm.clip import CLIPText
+from ldm.config import CLIPS
 from support import tiny
 from support.single_files import SDXL_TEXT_2, UNET_PREFIX, VAE_PREFIX, Written
 from weights import CheckpointError
+from weights.checkpoint import Part
 from weights.hub.wanted import model_files, part_files, text_files
+from weights.layouts import overrides
+from weights.layouts.names import Section
+from weights.layouts.shapes import sizes_of
 
 TEXTS = ("cond_stage_model.", "conditioner.")
 FIRST_TEXT = "conditioner.embedders.0.transformer."
@@ -192,6 +199,18 @@ def test_the_whole_of_clip_gives_its_text_tower(tmp_path):
     found = weights.describe(weights.MINIATURE, text=clip)
     assert found.facts == weights.describe(weights.MINIATURE).facts
     assert found.parts["text_encoder"].match()[1]["text_model.final_layer_norm.bias"].held.file.parent == clip
+
+
+def test_the_whole_tower_of_sd2_in_the_names_of_transformers():
+    """As ComfyUI keeps it, with the last block that SD 2 does not read: it must not be run."""
+    with torch.device("meta"):
+        whole = CLIPText(replace(CLIPS["h"], layers=24))
+    stored = overrides.in_memory(whole.state_dict())
+    config = sizes_of("text_encoder", Section("", "diffusers"), stored, Path("clip_h.safetensors"))
+    assert config == CLIPS["h"]
+    part = Part(config, stored, Path("clip_h.safetensors"), Path("clip_h.safetensors"))
+    left = part.left_out()
+    assert len(left) == 16 and all("layers.23." in key and "the last block" in what for key, what in left)
 
 
 def test_a_missing_vae_is_that_of_the_family(folder, tmp_path):

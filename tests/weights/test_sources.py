@@ -191,7 +191,8 @@ def test_flags_take_addresses():
     ],
 )
 def test_dtypes_as_text(text, dtype):
-    assert weights.load_part(MINIATURE, "vae", text, check_finite=False).quant_conv.bias.dtype == dtype
+    vae = weights.load_part(MINIATURE, "vae", text, check_finite=False)
+    assert {parameter.dtype for parameter in vae.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp8", "", torch.int32, "x" * 1000])
@@ -199,6 +200,11 @@ def test_dtypes_that_are_none(dtype):
     with pytest.raises(ValueError, match="unknown dtype .*choose one of torch.float32") as caught:
         weights.load(MINIATURE, dtype)
     assert len(str(caught.value)) < 300
+
+
+def test_dtypes_as_text_when_saving(tmp_path):
+    weights.save_part(weights.load_part(MINIATURE, "vae", "stored"), tmp_path / "x.safetensors", dtype="bf16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "x.safetensors").values()} == {torch.bfloat16}
 
 
 # files that are none
@@ -286,6 +292,25 @@ def test_a_pickle_is_told_the_command(name, target, tmp_path):
         assert line.endswith("will convert it to safetensors")
         command = shlex.split(line.split("`")[1])
         assert command == ["ldm", "convert", str(tmp_path / name), "--to", str(tmp_path / target)]
+
+
+def test_folders_say_what_they_have(tmp_path):
+    """Of a folder that is no model: its files, or the command for what is pickled in it."""
+    for name, words in (
+        ("a.safetensors", "name one of its files, 'a.safetensors'"),
+        ("v1.ckpt", f"`ldm convert {tmp_path}/v1.ckpt/v1.ckpt --to {tmp_path}/v1.ckpt/v1.safetensors`"),
+        ("config.json", "weights.load_part reads a network alone"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("{}")
+        with pytest.raises(CheckpointError, match="model_index.json is missing") as caught:
+            weights.load(tmp_path / name)
+        assert words in str(caught.value)
+    model = shutil.copytree(MINIATURE, tmp_path / "my model")
+    (model / UNET_FILE).rename(model / UNET_FILE.replace(".safetensors", ".bin"))
+    with pytest.raises(CheckpointError) as caught:
+        weights.load(model)
+    assert f"by `ldm convert '{model}' --to '{model}-converted'`" in str(caught.value)
 
 
 def test_the_command_works_for_a_network_alone(tmp_path, script):

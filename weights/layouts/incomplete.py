@@ -51,13 +51,12 @@ def outline(stored: Stored, path: Path, given: Mapping[str, Given] = {}) -> Outl
         return None
     found = find_networks(stored)
     unet = found.get("unet")
-    config = None
+    config = given["unet"].part.config if "unet" in given else None
     if unet is not None:
         config = unet_sizes(strip_prefix(stored, unet.prefix), unet.names, path)
-    elif "unet" in given:
-        config = given["unet"].part.config
+    assert config is None or isinstance(config, UNetConfig)  # nothing else is given as one
     kind = kind_by_text(stored, config)
-    if kind is None and unet is not None:
+    if kind is None and unet is not None and config is not None:
         kind = kind_by_unet(stored, config)
     if kind is None:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.config import FAMILIES, MODELS, ModelConfig, TinyVAEConfig, VAEConfig
+from ldm.config import FAMILIES, MODELS, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 from ldm.model import Model
 
 from ..asked import NOTHING, Asked, Given
@@ -54,6 +54,7 @@ def describe_stored(
 
     sizes = {part: sizes_of(part, section, inside[part], path, layout) for part, section in sections.items()}
     sizes |= {part: given.part.config for part, given in asked.given.items() if part not in sections}
+    assert isinstance(sizes["unet"], UNetConfig)  # nothing else is given as one
     row, why = training.published_row(family, sizes["unet"], layout, stored)
     evidence.append(f"{row}: {why}")
     texts = tuple(sizes[tower] for tower in MODELS[row].family.towers)
