@@ -34,7 +34,10 @@ from found import Found, find
 from tables import table
 from weights.checkpoint import Part
 
-IN_ADAPTERS = ("lora_te2", "lora_te1", "lora_te", "lora_unet", "text_encoder_2", "text_encoder", "unet")
+IN_ADAPTERS = (
+    *("lora_te2", "lora_te1", "lora_te", "lora_unet", "oft_unet", "lycoris", "diffusion_model", "clip_l", "clip_g"),
+    *("text_encoders.clip_l", "text_encoders.clip_g", "text_encoders.clip_h", "text_encoder_2", "text_encoder", "unet"),
+)
 
 
 @dataclass
@@ -140,6 +143,8 @@ def describe_adapter(source: str, adapter: weights.AdapterFile) -> Report:
         row = dict(network=network, kind=kind, rank=rank, alpha=alpha, layers=len(modules), first=modules[0])
         report.adapter.append(row)
     report.left_out = count_extras((key, "unknown") for key in adapter.unknown)
+    if adapter.words:
+        report.left_out["new words, for add_embedding"] = ", ".join(map(repr, adapter.words[:20]))
     return report
 
 

@@ -12,6 +12,8 @@ A1111's programs read (`parameters`) and as JSON (`ldm`).
 
 import argparse
 import sys
+import warnings
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -162,23 +164,29 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
 
     for text in chosen["embedding"] or ():
         source, token = split_at_colon(text)
-        model = weights.add_embedding(model, fetch(source, args.offline, origin), token)
+        model = weights.add_embedding(model, fetch(source, args.offline, origin, weights.embedding_file), token)
     adapters = []
     for source, strength in loras:
         file = fetch(source, args.offline, origin)
-        adapter = weights.load_adapter(file, model, partial=bool(chosen["partial_lora"]))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapter = weights.load_adapter(file, model, partial=bool(chosen["partial_lora"]))
         if adapter.unmatched:
             names = ", ".join(adapter.unmatched)
             warn(f"{source}: {len(adapter.unmatched)} tensors have no place in the model and are left out: {names}")
+        for warning in caught:
+            warn(str(warning.message))
         adapters.append((adapter, strength))
     lora.merge(model, adapters)
     return model, origin
 
 
-def fetch(source: str, offline: bool, origin: dict[str, dict[str, str]]) -> Path:
+def fetch(
+    source: str, offline: bool, origin: dict[str, dict[str, str]], find: Callable[[Path], Path] = weights.adapter_file
+) -> Path:
     """The file of an adapter or embedding, downloaded if need be; its hash and commit go into `origin`."""
     path, commit = weights.locate(source, weights.one_file, offline=offline)
-    file = weights.adapter_file(path)
+    file = find(path)
     origin["added"][source] = weights.file_hash(file)
     if commit:
         origin["revisions"][source] = commit

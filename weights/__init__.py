@@ -41,7 +41,7 @@ Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (do
 
 from pathlib import Path
 
-from .adapters.embedding import add_embedding
+from .adapters.embedding import add_embedding, embedding_file
 from .adapters.read import AdapterFile, NotAnAdapter, adapter_file, describe_adapter, load_adapter
 from .adapters.write import convert_adapter, is_adapter, save_adapter
 from .errors import CheckpointError
@@ -64,6 +64,7 @@ __all__ = [
     "describe",
     "describe_adapter",
     "describe_part",
+    "embedding_file",
     "file_hash",
     "file_hashes",
     "is_adapter",

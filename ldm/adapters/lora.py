@@ -19,18 +19,20 @@ from torch import Tensor, nn
 
 from ..hooks import refuse_compiled
 from ..model import Model
-from .deltas import Delta, DoRA, LoRA, fits
+from .deltas import Delta, LoRA, PeftDoRA, fits
 
 
 @dataclass(frozen=True)
 class Adapter:
     """deltas: name of a parameter, such as "unet.mid_block.attentions.0.proj_in.weight", -> its change. unmatched:
-    keys of the file that have no place in the model, if that was allowed."""
+    keys of the file that have no place in the model, if that was allowed. words: new words that lie in the file beside
+    the changes, for weights.add_embedding."""
 
     deltas: dict[str, Delta]
     source: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 Weighted = Sequence[tuple[Adapter, float]]  # adapters, each with its strength
@@ -133,15 +135,16 @@ class Merged:
 @torch.inference_mode(False)  # versions are not counted in inference mode
 @torch.no_grad()
 def merge(model: Model, adapters: Weighted) -> Merged:
-    """Put base + sum of strength * change in the place of the weights, in float32 or better, then rounded once.
+    """Put the changed weights in the place of the base, computed in float32 or better and rounded once.
 
     The base is kept as it lies, so a weight mapped from a file costs no memory. What is merged already counts as base:
     merges stack, and are undone in reverse order. Merged weights are parameters of their own: an optimizer of the
     base does not train them, and another model that shares the base keeps it. ValueError, and no change, if an adapter
     is of another model.
 
-    DoRA is no sum. Adapters act in turn, and one with magnitudes rescales what those before it left, by
-    magnitude / norm(base + strength * change), as peft defines it; with strength 0 it still sets the magnitudes.
+    LoRA, LoHa, LoKr and full differences add up. The other kinds are no sums: adapters act in the order of the list,
+    each on what those before it left. Strength 0 leaves a weight as it is, bit for bit; only peft's DoRA still sets the
+    magnitudes.
     """
     targets = parameters(model)
     for adapter, _ in adapters:
@@ -187,12 +190,11 @@ def add_changes(parameter: nn.Parameter, name: str, adapters: Weighted) -> Tenso
     base = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
     weight = base
     for adapter, strength in adapters:
-        if name in adapter.deltas:
-            delta = adapter.deltas[name]
-            change = strength * delta.value(base).reshape(base.shape)
-            weight = weight + change
-            if isinstance(delta, DoRA):
-                weight = weight * delta.magnification(base + change)
+        delta = adapter.deltas.get(name)
+        if isinstance(delta, PeftDoRA):
+            weight = delta.apply_beside(weight, base, strength)
+        elif delta is not None and strength != 0:
+            weight = delta.apply(weight, strength)
     return weight.to(parameter.dtype)
 
 
@@ -215,7 +217,8 @@ def attached(model: Model, adapters: Weighted) -> Generator[None]:
         for name, delta in adapter.deltas.items():
             place = places.get(name.removesuffix(".weight"))
             if place is None or not isinstance(delta, LoRA):
-                raise ValueError(f"the change of {name} is no LoRA of a layer: merge it")
+                kind = type(delta).__name__
+                raise ValueError(f"the change of {name} is no LoRA of a layer: merge it; {kind} cannot be attached")
             additions.append((place, partial(lora_hook, move_factors(delta, place.weight), strength)))
     handles = []
     try:

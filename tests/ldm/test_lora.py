@@ -457,9 +457,11 @@ def test_kinds_of_lycoris_by_their_formulas(tmp_path):
     assert relative_error(F.conv2d(x, change, padding=1), 0.5 * (6 / 3) * three) < 1e-12
     for key, difference in ((f"{conv}.bias", bias), (f"{norm}.weight", scale), (f"{norm}.bias", bias)):
         assert torch.equal(after[f"unet.{key}"], before[f"unet.{key}"] + 0.5 * difference)
-    moved = before[f"unet.{linear}.weight"] + 0.5 * torch.kron(w1, w2)
+    base = before[f"unet.{linear}.weight"]
+    moved = base + torch.kron(w1, w2)
     lengths = torch.stack([column.square().sum().sqrt() for column in moved.T])
-    assert relative_error(after[f"unet.{linear}.weight"], moved / lengths * magnitude) < 1e-14
+    half = base + 0.5 * (moved / lengths * magnitude - base)
+    assert relative_error(after[f"unet.{linear}.weight"], half) < 1e-14
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2"])
@@ -482,9 +484,10 @@ def test_kernels_1x1_may_be_left_out(name, kernel, tmp_path):
         assert relative_error(outputs(name, model)["unet"], beside) < CLOSE
     save_file(files | {f"{stem}.dora_scale": magnitude.reshape(96, 1, *kernel)}, tmp_path / "b.safetensors")
     with lora.merged(model, [(load_adapter(tmp_path / "b.safetensors", model), 0.3)]):
-        moved = base.flatten(1) + 0.3 * (up @ down)
+        moved = base.flatten(1) + up @ down
         lengths = torch.stack([row.square().sum().sqrt() for row in moved])
-        assert relative_error(layer.weight.flatten(1), moved / lengths[:, None] * magnitude) < 1e-14
+        expected = base.flatten(1) + 0.3 * (moved / lengths[:, None] * magnitude - base.flatten(1))
+        assert relative_error(layer.weight.flatten(1), expected) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -805,15 +808,22 @@ FAULTS = {  # tensors, adapter_config.json -> what the error says
         "up_bias cannot stand with bias, down, up",
     ),
     "no bias": (GOOD | {f"{Q}.diff_b": torch.ones(96)}, None, "to_q.bias, which the model does not have"),
-    "GLoRA": ({f"{Q}.a1.weight": torch.ones(2, 2)}, None, "GLoRA is not implemented; LoRA, LoHa, LoKr, DoRA and full"),
-    "OFT": ({f"{Q}.oft_blocks": torch.ones(2, 2)}, None, "OFT or BOFT is not implemented"),
-    "IA3": ({f"{Q}.weight": torch.ones(96), f"{Q}.on_input": torch.ones(1)}, None, "IA3 is not implemented"),
+    "GLoRA": ({f"{Q}.a1.weight": torch.ones(2, 2)}, None, "a2 is missing"),
+    "OFT": ({f"{Q}.oft_blocks": torch.ones(2, 2)}, None, r"blocks of the shape \(2, 2\) are no square matrices"),
+    "IA3": ({f"{Q}.weight": torch.ones(95), f"{Q}.on_input": torch.ones(1)}, None, r"change of the shape \(95,\)"),
+    "T-LoRA": (GOOD | {f"{Q}.lambda_layer": torch.ones(2)}, None, "T-LoRA is not implemented; LoRA, LoHa, LoKr, DoRA"),
     "no config": (PEFT, None, "adapter_config.json is missing"),
     "rank of the config": (PEFT, {"r": 4}, "r is 4: a rank of 4 is configured for mid_block.*, and 2 is in the file"),
-    "pattern": (PEFT, {"r": 2, "alpha_pattern": {"to_(q|k)": 3}}, "is a regular expression: only plain names are read"),
+    "pattern": (PEFT, {"r": 2, "alpha_pattern": {"to_(q|k": 3}}, "cannot be followed, a . is missing"),
+    "long pattern": (PEFT, {"r": 2, "alpha_pattern": {"a|" * 500: 3}}, "of more than 1000 characters are not followed"),
+    "many patterns": (
+        PEFT,
+        {"r": 2, "alpha_pattern": {f"x{i}": 1 for i in range(5001)}},
+        "an object from names to numbers is expected, with at most 5000 of them",
+    ),
     "patterns": (PEFT, {"r": 2, "alpha_pattern": {"to_q": "3"}}, "an object from names to numbers is expected"),
     "PiSSA": (PEFT, {"r": 2, "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': only True or False or"),
-    "kind of peft": (PEFT, {"peft_type": "OFT"}, "peft_type is 'OFT': only 'LORA' or 'LOHA' or 'LOKR'"),
+    "kind of peft": (PEFT, {"peft_type": "VERA"}, "only 'LORA' or 'LOHA' or 'LOKR' or 'IA3' or 'OFT'"),
 }
 
 

@@ -197,6 +197,27 @@ def test_adapters_and_embeddings_are_recorded(script, tmp_path):
         assert image.tobytes() == pixels
 
 
+def test_words_beside_a_lora(tmp_path, script):
+    """One file gives both; the word that stays unknown is told in one line, in the form of the other warnings."""
+    facts = weights.describe(weights.MINIATURE).facts
+    channels, width, stem = facts.unet.channels[-1], facts.texts[0].width, "diffusion_model.middle_block.1.proj_in"
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {
+            f"{stem}.lora_down.weight": torch.ones(2, channels),
+            f"{stem}.lora_up.weight": torch.ones(channels, 2) / 1000,
+            "bundle_emb.zxqj.clip_l": torch.ones(2, width) / 10,
+            "bundle_emb.<y>.clip_l": torch.ones(1, width) / 10,
+        },
+        path,
+    )
+    flags = ("--prompt", "a zxqj apple", "--lora", path, *FAST, "--out", tmp_path / "out.png", "--embedding")
+    run = script("txt2img.py", *flags, f"{path}:zxqj")
+    assert run.returncode == 0, run.stderr
+    how = "add_embedding (txt2img: --embedding FILE:WORD) makes them known"
+    assert run.stderr == f"warning: {path} also holds the words '<y>': {how}\n"
+
+
 def broken(tmp_path, change) -> str:
     """A copy of the miniature with one thing wrong."""
     folder = tmp_path / "model"

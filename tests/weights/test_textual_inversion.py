@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 import weights
@@ -245,6 +246,236 @@ def test_kinds_of_files(kind, tmp_path):
         with pytest.raises(CheckpointError) as caught:
             add_embedding(model_of(name), path)
         assert expected in str(caught.value) and "the-file" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def added(model: Model) -> dict[str, list[list[Tensor]]]:
+    """Word -> by tower, its vectors in the table."""
+    found = {}
+    for word, ids in model.tokenizer.added.items():
+        tables = [text.text_model.embeddings.token_embedding.weight for text in model.texts.values()]
+        found[word] = [[table[i] for i in ids] for table in tables]
+    return found
+
+
+def assert_word(model: Model, word: str, vectors: tuple[Tensor, ...]) -> None:
+    found = added(model)[word]
+    assert len(found) == len(vectors)
+    for rows, expected in zip(found, vectors):
+        assert torch.equal(torch.stack(rows), expected)
+
+
+L, G = torch.arange(96.0).reshape(3, 32).double(), -torch.arange(120.0).reshape(3, 40).double()
+ONE_WORD = {  # family, tensors by file -> the word without and with a token, and its vectors
+    "kohya, OneTrainer": ("sdxl", {"zxqj.safetensors": {"clip_g": G, "clip_l": L}}, "zxqj", (L, G)),
+    "one tower": ("sd15", {"zxqj.safetensors": {"clip_l": L}}, "zxqj", (L,)),
+    "refiner": ("sdxl_refiner", {"zxqj.safetensors": {"clip_g": G}}, "zxqj", (G,)),
+    "web UI": ("sd15", {"zxqj.safetensors": {"string_to_param.*": L}}, "zxqj", (L,)),
+    "pair": (
+        "sdxl",
+        {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<x>": G}},
+        "<x>",
+        (L, G),
+    ),
+    "second of a pair": (
+        "sdxl",
+        {"learned_embeds_2.safetensors": {"<x>": G}, "learned_embeds.safetensors": {"<x>": L}},
+        "<x>",
+        (L, G),
+    ),
+    "steps": (
+        "sdxl",
+        {
+            "learned_embeds-steps-500.safetensors": {"<x>": L},
+            "learned_embeds_2-steps-500.safetensors": {"<x>": G},
+            "learned_embeds_2.safetensors": {"<x>": 2 * G},
+            "learned_embeds.safetensors": {"<x>": 2 * L},
+        },
+        "<x>",
+        (L, G),
+    ),
+    "pair, one vector": (
+        "sdxl",
+        {"learned_embeds.safetensors": {"<x>": L[0]}, "learned_embeds_2.safetensors": {"<x>": G[0]}},
+        "<x>",
+        (L[:1], G[:1]),
+    ),
+    "pair, for the refiner": (
+        "sdxl_refiner",
+        {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<x>": G}},
+        "<x>",
+        (G,),
+    ),
+    "two words that are no pair": (
+        "sd15",
+        {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<y>": 2 * L}},
+        "<x>",
+        (L,),
+    ),
+    "beside a LoRA": (
+        "sdxl",
+        {"zxqj.safetensors": {"bundle_emb.my.cat.clip_l": L, "bundle_emb.my.cat.clip_g": G, "x.alpha": torch.ones(1)}},
+        "my.cat",
+        (L, G),
+    ),
+    **{
+        f"beside a LoRA, {field}": ("sd15", {"a.safetensors": {f"bundle_emb.<x>.{field}": L}}, "<x>", (L,))
+        for field in ("emb_params", "clip_l", "string_to_param.*", "text_encoders_0", "<x>")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ONE_WORD)
+def test_forms_of_one_word(kind, tmp_path):
+    """The first file is named; another token may stand for the word."""
+    name, files, word, expected = ONE_WORD[kind]
+    model = model_of(name)
+    for file, tensors in files.items():
+        save_file(tensors, tmp_path / file)
+    path = tmp_path / next(iter(files))
+    assert_word(add_embedding(model, path), word, expected)
+    assert_word(add_embedding(model, path, token="<new>"), "<new>", expected)
+    if len(files) < 3 and "no pair" not in kind:
+        assert_word(add_embedding(model, tmp_path), word, expected)
+    if kind.startswith(("pair", "steps")) and name == "sdxl":
+        for order in (1, -1):
+            names = [tmp_path / file for file in list(files)[:2]][::order]
+            assert_word(add_embedding(model, names), word, expected)
+
+
+def test_a_pair_of_other_names(tmp_path):
+    """In the order of the towers; where no token is named, the first file's name stands for it."""
+    save_file({"emb_params": L}, tmp_path / "zxqj.safetensors")
+    save_file({"emb_params": G}, tmp_path / "dog.safetensors")
+    model = model_of("sdxl")
+    paths = [str(tmp_path / "zxqj.safetensors"), str(tmp_path / "dog.safetensors")]
+    assert_word(add_embedding(model, paths), "zxqj", (L, G))
+    with pytest.raises(CheckpointError, match="width 40 and 32, and the model's text towers 32 and 40$"):
+        add_embedding(model, paths[::-1])
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_vectors_that_are_words(name, tmp_path):
+    """diffusers' advanced trainers: rows are <s0>, <s1>, ..., as `load_textual_inversion` adds them there."""
+    tensors = dict(zip(("text_encoders_0", "text_encoders_1"), (L, G) if name == "sdxl" else (L,)))
+    save_file(tensors, tmp_path / "embeddings.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    model, path = model_of(name), tmp_path / "embeddings.safetensors"
+    expected = {f"<s{i}>": tuple(tensor[i : i + 1] for tensor in tensors.values()) for i in range(3)}
+    for source in (path, tmp_path):
+        extended = add_embedding(model, source)
+        assert list(extended.tokenizer.added) == list(expected)
+        for word, rows in expected.items():
+            assert_word(extended, word, rows)
+    assert extended.tokenizer.encode("<s0><s2>, fox") == [49408, 49410, 267, 3240]
+    only = add_embedding(model, path, token="<s1>")
+    assert list(only.tokenizer.added) == ["<s1>"]
+    assert_word(only, "<s1>", expected["<s1>"])
+    assert_word(add_embedding(model, path, token="zxqj"), "zxqj", tuple(tensors.values()))
+    if name == "sdxl":
+        pipeline = pipeline_of(name, tmp_path)
+        for tensor, suffix in zip(tensors.values(), ("", "_2")):
+            tower, tokenizer = getattr(pipeline, f"text_encoder{suffix}"), getattr(pipeline, f"tokenizer{suffix}")
+            pipeline.load_textual_inversion(tensor, token=list(expected), text_encoder=tower, tokenizer=tokenizer)
+            table = tower.get_input_embeddings().weight
+            ids = tokenizer("<s0><s1> <s2>", add_special_tokens=False).input_ids
+            assert ids == extended.tokenizer.encode("<s0><s1> <s2>") and torch.equal(table[ids], tensor)
+
+
+def test_words_beside_a_lora(tmp_path):
+    """Several: one is chosen by its token. The LoRA's own tensors are not looked at."""
+    path, model = tmp_path / "lora.safetensors", model_of("sdxl")
+    words = {"<a>": (L, G), "b.c": (2 * L, 2 * G)}
+    tensors = {"lora_te1_x.lora_up.weight": torch.full((2, 2), torch.nan)}
+    for word, (first, second) in words.items():
+        tensors |= {f"bundle_emb.{word}.clip_l": first, f"bundle_emb.{word}.clip_g": second}
+    save_file(tensors, path)
+    for word, expected in words.items():
+        extended = add_embedding(model, path, token=word)
+        assert list(extended.tokenizer.added) == [word]
+        assert_word(extended, word, expected)
+    for token, missing in ((None, ""), ("<x>", " and not '<x>'")):
+        with pytest.raises(CheckpointError) as caught:
+            add_embedding(model, path, token)
+        assert str(caught.value).endswith(
+            f"lora.safetensors holds the words '<a>', 'b.c'{missing}: choose one as token "
+            "(txt2img: --embedding FILE:TOKEN)"
+        )
+
+
+WRONG = {  # family, tensors by file -> what the error says
+    "half of SDXL": ("sdxl", {"zxqj.safetensors": {"clip_l": L}}, "of width 32, and the model's text towers 32 and 40"),
+    "half of a pair": (
+        "sdxl",
+        {"learned_embeds.safetensors": {"<x>": L}},
+        "and the model's text towers 32 and 40: learned_embeds_2.safetensors is expected beside it",
+    ),
+    "other half": (
+        "sdxl",
+        {"learned_embeds_2-steps-9.safetensors": {"<x>": G}},
+        "32 and 40: learned_embeds-steps-9.safetensors is expected beside it",
+    ),
+    "a pair of two words": (
+        "sdxl",
+        {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<y>": G}},
+        "learned_embeds_2.safetensors '<y>': the files of one word are expected",
+    ),
+    "a pair of two lengths": (
+        "sdxl",
+        {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<x>": G[:2]}},
+        "holds 3 vectors for one tower and 2 for the other: equally many are expected",
+    ),
+    "a pair for SD": (
+        "sd15",
+        {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<x>": G}},
+        "has vectors of width 32 and 40, and the model's text towers 32",
+    ),
+    "rows for SD": (
+        "sd15",
+        {"zxqj.safetensors": {"text_encoders_0": torch.ones(2, 768), "text_encoders_1": torch.ones(2, 1280)}},
+        "of width 768 and 1280 (SDXL), and the model's text towers 32",
+    ),
+    "of another family beside a LoRA": (
+        "sdxl",
+        {"zxqj.safetensors": {"bundle_emb.x.emb_params": torch.ones(2, 1024)}},
+        "of width 1024 (SD 2), and the model's text towers 32 and 40",
+    ),
+    "outputs": (
+        "sdxl",
+        {"zxqj.safetensors": {"bundle_emb.x.clip_l": L, "bundle_emb.x.clip_g": G, "bundle_emb.x.clip_l_out": 2 * L}},
+        "'bundle_emb.x.clip_l_out' is added to what a text tower gives, which OneTrainer alone does",
+    ),
+    "Flux": (
+        "sdxl",
+        {"zxqj.safetensors": {"clip_l": L, "t5": G}},
+        "holds 'clip_l', 't5': an embedding has one tensor, or",
+    ),
+    "half a bundle": (
+        "sdxl",
+        {"zxqj.safetensors": {"bundle_emb.x.clip_l": L, "bundle_emb.x.t5": G}},
+        "holds 'clip_l', 't5' of 'x': an embedding has one tensor, or clip_l and clip_g",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_words(kind, tmp_path):
+    name, files, expected = WRONG[kind]
+    for file, tensors in files.items():
+        save_file(tensors, tmp_path / file)
+    with pytest.raises(CheckpointError) as caught:
+        add_embedding(model_of(name), tmp_path / next(iter(files)))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_pair(tmp_path):
+    for file in "abc":
+        save_file({"<x>": L}, tmp_path / f"{file}.safetensors")
+    model, paths = model_of("sdxl"), sorted(tmp_path.iterdir())
+    for sources in ([], paths[:1], paths):
+        with pytest.raises(CheckpointError, match="one file, or two with the vectors of one tower each are expected"):
+            add_embedding(model, sources)
+    with pytest.raises(CheckpointError, match="holds several adapters: choose one of"):
+        add_embedding(model, tmp_path)
 
 
 def test_pickles_are_refused(tmp_path):

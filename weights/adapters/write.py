@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product
+from ldm.adapters.deltas import Delta, DoRA, Full, LoHa, LoKr, LoRA, Product, Replacement
 from ldm.adapters.lora import Adapter, check, networks, parameters
+from ldm.adapters.products import IA3, InputOFT, KohyaOFT
 from ldm.model import Model
 
 from ..disk.safetensors import read_header
 from ..disk.write import atomic_path, write_tensors
 from ..errors import CheckpointError
 from ..layouts.names import rename, unet_table
-from .embedding import read_embedding
-from .names import kohya_heads
+from .algorithms import algorithm_fields
+from .embedding import read_file
+from .names import kohya_heads, words_in
 from .read import group_tensors, read_all
 
 
@@ -25,8 +27,9 @@ def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str =
     """Write an adapter of this model as a .safetensors file, which appears under its name when it is complete.
 
     layout: "diffusers", which holds LoRA and DoRA of linear and convolutional layers; or "kohya", which holds every
-    kind. The adapter's metadata go with it. CheckpointError if the path is taken or the layout cannot hold a change;
-    ValueError for another layout, or if the adapter is of another model.
+    kind. A DoRA follows the rule of the layout for strengths other than 1. The adapter's metadata go with it.
+    CheckpointError if the path is taken or the layout cannot hold a change; ValueError for another layout, or if the
+    adapter is of another model.
     """
     path = Path(path)
     layouts = {"diffusers": diffusers, "kohya": kohya}
@@ -56,7 +59,7 @@ def is_adapter(source: str | Path) -> bool:
     keys = read_header(path).entries
     if group_tensors(path, keys)[0]:
         return True
-    return len(keys) <= 2 and bool(read_embedding(path))
+    return (bool(words_in(keys)) or len(keys) <= 2) and bool(read_file(path))
 
 
 def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -75,7 +78,13 @@ def kohya(adapter: Adapter, model: Model) -> tuple[dict[str, Tensor], dict[str, 
             tensors[f"{stem}.{field}"] = delta.change
         elif isinstance(delta, Full) and of_norm:
             tensors[f"{stem}.w_norm"] = delta.change
+        elif isinstance(delta, IA3) and (kind == "bias" or of_norm):
+            raise CheckpointError(f"kohya's layout cannot hold the factors of {name}: only those of a layer's weight")
+        elif type(delta) is InputOFT:
+            raise CheckpointError(f"kohya's layout cannot hold peft's OFT, which changes {name}")
         else:
+            if isinstance(delta, KohyaOFT):
+                stem = stem.replace("lora_unet_", "oft_unet_", 1)
             fields = kohya_fields(delta, is_kernel=targets[name].ndim == 4)
             tensors |= {f"{stem}.{field}": tensor for field, tensor in fields.items()}
     return tensors, {}
@@ -92,6 +101,8 @@ def kohya_fields(delta: Delta, is_kernel: bool) -> dict[str, Tensor]:
             return kohya_fields(inner, is_kernel) | {"dora_scale": shaped(magnitude)}
         case Full(change):
             return {"diff": change}
+        case Replacement(weight):
+            return {"set_weight": weight}
         case LoKr(Full(first), Full() as second, scale):  # LyCORIS applies no alpha to this one
             return factor_fields(Full(scale * first), "lokr_w1") | factor_fields(second, "lokr_w2")
         case LoKr(first, second):
@@ -103,6 +114,8 @@ def kohya_fields(delta: Delta, is_kernel: bool) -> dict[str, Tensor]:
             if core is not None:
                 fields["lora_mid.weight"] = core
             return fields | alpha_field(delta)
+        case _:
+            return algorithm_fields(delta, is_kernel)
 
 
 def alpha_field(delta: LoRA | LoHa | LoKr) -> dict[str, Tensor]:
