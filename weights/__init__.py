@@ -36,7 +36,8 @@ What takes a source shares these arguments:
     ema         True takes a single file's averaged UNet.
     check_finite    False accepts NaN and infinity.
 
-Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (downloads), adapters/.
+Rooms: layouts/ (each matches, reads and writes itself), disk/ (files), hub/ (downloads), adapters/; sources (the names
+that people write), leftovers (known tensors that no network needs), swap (networks from elsewhere).
 """
 
 from pathlib import Path
