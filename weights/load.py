@@ -121,9 +121,8 @@ def describe(
     given = read_given(path, swaps, variant, offline) if swaps else {}
     asked = Asked(prediction, zero_snr, ema, given)
     read = diffusers.read if diffusers.matches(path) else single_file.read
-    checkpoint = read(path, asked, variant)
     name = os.fspath(source)
-    checkpoint = replace(checkpoint, source=name, revisions={name: commit} if commit else {})
+    checkpoint = replace(read(path, asked, variant), source=name, revisions={name: commit} if commit else {})
     return swap(checkpoint, asked) if given else checkpoint
 
 

@@ -49,7 +49,7 @@ def describe_bytes(path: Path) -> str:
         if start.startswith(first):
             return f"{what}: unpack it"
     if start[257:262] == b"ustar":
-        return "is a tar archive: unpack it"
+        return describe_tar(path, start)
     what = binary_kind(start)
     if what:
         return f"is {what}: this program reads safetensors"
@@ -77,6 +77,16 @@ def archive_or_pickle(path: Path, start: bytes) -> str:
         return "is a zip archive, and not as torch.save writes it: unpack it"
     what = "is a zip archive as torch.save writes it and " if is_zip else ""
     return f"{what}holds pickled Python objects, which are never read here: {convert_command(str(path))}"
+
+
+def describe_tar(path: Path, start: bytes) -> str:
+    """The first versions of torch.save wrote one, of these files."""
+    if not start.startswith((b"sys_info", b"pickle", b"storages", b"tensors")):
+        return "is a tar archive: unpack it"
+    return (
+        f"is a tar archive of PyTorch's first years and holds pickled Python objects, which are never read here: "
+        f"{convert_command(str(path))}"
+    )
 
 
 def convert_command(source: str) -> str:

@@ -6,6 +6,7 @@ facts, in this package.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ..errors import CheckpointError, shown
 from . import diffusers_configs as configs
 from .diffusers_pipelines import PIPELINES, write_index
 from .diffusers_scheduler import read_scheduler, write_low_res_scheduler, write_scheduler
+from .distilled import TITLES
 from .incomplete import INDEX, complete, refuse_component, refuse_folder, with_published
 from .training import with_zero_snr
 
@@ -64,8 +66,7 @@ def read(folder: Path, asked: Asked = NOTHING, variant: str | None = None) -> Ch
     scheduler = Settings.read(component(folder, index, "scheduler") / "scheduler_config.json")
     has_sizes = family.numbers > 0
     choices = read_scheduler(scheduler, str(class_of(index, "scheduler")), has_sizes)
-    if asked.prediction:
-        choices["prediction"] = asked.prediction
+    choices["prediction"] = asked.prediction or choices["prediction"]
     choices |= read_defaults(index, unet, configs.read_size(unet_json, vae), choices)
     is_careful = (has_sizes or unet.class_count > 0) and not isinstance(vae, TinyVAEConfig)
     facts = ModelConfig(
@@ -77,12 +78,18 @@ def read(folder: Path, asked: Asked = NOTHING, variant: str | None = None) -> Ch
     )  # fmt: skip
     if any(asked):
         facts = amend(facts, asked, known, folder)
-    says_width = has_sizes and "unet" not in known
-    check_fit(facts, unet_json.file, unet_json.one("addition_time_embed_dim", None, WIDTH) if says_width else 0)
+    check_fit(facts, unet_json.file, read_number_width(unet_json) if has_sizes and "unet" not in known else 0)
     own = {name: cfg for name, cfg in {"unet": unet, "vae": vae, **texts}.items() if name not in asked.given}
     plain = plain_parts(folder, own, variant) if variant else {}
     parts = {name: read_part(folder / name, own[name], None if name in plain else variant, folder) for name in own}
-    return Checkpoint(facts, parts, folder, "diffusers", warnings=tuple(plain.values()), extras=other_components(index))
+    evidence = TITLES.get(replace(unet, in_channels=4, guidance_dim=0), ())
+    told = tuple(plain.values())
+    return Checkpoint(facts, parts, folder, "diffusers", "", evidence, told, {}, other_components(index))
+
+
+def read_number_width(unet_json: Settings) -> int:
+    """Of each embedded size."""
+    return unet_json.one("addition_time_embed_dim", None, WIDTH)
 
 
 def amend(facts: ModelConfig, asked: Asked, known: Collection[str], folder: Path) -> ModelConfig:
@@ -244,10 +251,7 @@ def describe_components(facts: ModelConfig) -> dict[str, dict]:
     number_width = 0
     if facts.family.numbers:
         number_width = (facts.unet.vector_dim - facts.texts[-1].projection) // facts.family.numbers
-    if isinstance(facts.vae, TinyVAEConfig):
-        vae = configs.write_tiny_vae(facts.vae)
-    else:
-        vae = configs.write_vae(facts.vae, facts.latent, facts.size, facts.careful_vae)
+    vae = configs.write_vae(facts.vae, facts.latent, facts.size, facts.careful_vae)
     found = {
         "unet/config.json": configs.write_unet(facts.unet, facts.size // facts.vae.factor, number_width),
         "vae/config.json": vae,

@@ -17,6 +17,7 @@ from ..disk.safetensors import Stored, read_stored
 from ..disk.settings import Settings, names_in
 from ..errors import CheckpointError, listed, shown
 from . import diffusers_configs as configs
+from .gaps import close_gaps
 from .landmarks import describe_other, find_networks, has_network, other_kind, single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, strip_prefix
 from .shapes import unet_sizes
@@ -53,7 +54,7 @@ def outline(stored: Stored, path: Path, given: Mapping[str, Given] = {}) -> Outl
     unet = found.get("unet")
     config = given["unet"].part.config if "unet" in given else None
     if unet is not None:
-        config = unet_sizes(strip_prefix(stored, unet.prefix), unet.names, path)
+        config = unet_sizes(close_gaps(strip_prefix(stored, unet.prefix)), unet.names, path)
     assert config is None or isinstance(config, UNetConfig)  # nothing else is given as one
     kind = kind_by_text(stored, config)
     if kind is None and unet is not None and config is not None:

@@ -22,6 +22,7 @@ from . import overrides
 from .diffusers import INDEX
 from .diffusers import read_part as read_folder_part
 from .diffusers_configs import read_clip, read_unet, read_vae
+from .gaps import close_gaps
 from .incomplete import outline
 from .landmarks import TITLES, describe_other, find_networks
 from .names import Section, pieces, strip_prefix
@@ -82,7 +83,7 @@ def read_file(path: Path, part: str | None) -> Part:
     section = found[kind]
     if kind == "text":
         section = tower_section(stored, path, part, section)
-    inside = strip_prefix(stored, section.prefix)
+    inside = close_gaps(strip_prefix(stored, section.prefix))
     metadata = {} if path.suffix == ".json" else read_header(path).metadata
     config, _ = overrides.read(sizes_of(kind, section, inside, path), metadata, path)
     return Part(config, inside, path, path, section.names, section.prefix, "its own shapes", metadata=metadata)

@@ -19,6 +19,8 @@ from ..errors import CheckpointError, listed
 from ..leftovers import outside_networks
 from ..misfits import TOKENS
 from . import incomplete, overrides, training
+from .distilled import doubts, title_of
+from .gaps import close_gaps
 from .incomplete import Outline
 from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, ema_key, strip_prefix
@@ -51,12 +53,14 @@ def describe_stored(
     if asked.ema:
         inside["unet"] = averaged_copy(stored, inside.get("unet", {}), path)
         evidence.append("the UNet's averaged copy: model_ema.*, as asked")
+    if "unet" in inside:
+        inside["unet"] = close_gaps(inside["unet"])
 
     sizes = {part: sizes_of(part, section, inside[part], path, layout) for part, section in sections.items()}
     sizes |= {part: given.part.config for part, given in asked.given.items() if part not in sections}
     assert isinstance(sizes["unet"], UNetConfig)  # nothing else is given as one
     row, why = training.published_row(family, sizes["unet"], layout, stored)
-    evidence.append(f"{row}: {why}")
+    evidence += [f"{row}: {why}", *title_of(sizes["unet"])]
     texts = tuple(sizes[tower] for tower in MODELS[row].family.towers)
     facts = replace(MODELS[row], unet=sizes["unet"], vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
@@ -80,7 +84,7 @@ def describe_stored(
         path,
         layout,
         evidence=(*evidence, *marks, why, *overridden, *about_zero_snr),
-        warnings=(*warnings, *ignored),
+        warnings=(*warnings, *doubts(facts.unet), *ignored),
         metadata=dict(metadata),
         extras=extras(stored, prefixes(sections, layout, family), path),
     )
