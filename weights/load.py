@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from ldm.tokenizer import Tokenizer
 from . import sources
 from .asked import Asked, Given
 from .checkpoint import PARTS, Checkpoint, Network, Part, Places, take
-from .disk.safetensors import FLOATS, is_finite, read_tensors
+from .disk.safetensors import FLOATS, read_tensors
 from .disk.settings import open_file
 from .errors import CheckpointError, shown
 from .hub.wanted import model_files, part_files, text_files
@@ -213,20 +213,11 @@ def fill(network: Network, places: Places, dtype: torch.dtype | None, device: to
         groups.setdefault((held.file, kind), {}).setdefault(held.key, []).append(name)
     for (file, kind), names in groups.items():
         entries = {key: places[first].held.entry for key, (first, *_) in names.items()}
-        for key, tensor in read_tensors(file, entries, kind, device):
-            if check_finite and not is_finite(tensor):
-                refuse_values(file, key, kind)
+        for key, tensor in read_tensors(file, entries, kind, device, check_finite):
             for name in names[key]:
                 owner, _, parameter = name.rpartition(".")
                 value = take(places[name].piece, tensor, needed[name].shape)
                 setattr(network.get_submodule(owner), parameter, nn.Parameter(value, requires_grad=False))
-
-
-def refuse_values(file: Path, key: str, dtype: torch.dtype) -> NoReturn:
-    raise CheckpointError(
-        f"{file}: {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}: "
-        "the file is damaged, or the dtype too small for its values"
-    )
 
 
 def name_files(checkpoint: Checkpoint, places: Mapping[str, Places]) -> dict[str, Path]:

@@ -15,9 +15,9 @@ from support import tiny
 from support.single_files import Written
 from support.tiny import TEXT_FILE, UNET_FILE, VAE_FILE
 from weights import CheckpointError
-from weights.checkpoint import READS_TEXT
 from weights.disk.safetensors import choose_file
 from weights.disk.settings import names_in
+from weights.misfits import READS_TEXT
 
 
 @pytest.fixture(scope="module")

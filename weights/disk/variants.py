@@ -17,6 +17,7 @@ SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 def choose_variant(where: str, names: list[str], stem: str, variant: str | None) -> str:
+    """CheckpointError lists what is offered instead; `where` begins it."""
     found = variants(names, stem)
     if (variant or "") in found:
         return found[variant or ""]

@@ -126,8 +126,8 @@ def read_part(folder: Path, config: NetworkConfig, variant: str | None, root: Pa
     return Part(config, read_stored(path), path, root, described_by=str(folder / "config.json"))
 
 
+# The name of a network's weight file, without its ending.
 def stem_of(config: object) -> str:
-    """The name of a network's weight file, without its ending."""
     return "model" if isinstance(config, CLIPConfig) else "diffusion_pytorch_model"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ldm.config import FAMILIES, MODELS, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
@@ -14,7 +13,7 @@ from ldm.model import Model
 
 from ..asked import NOTHING, Asked, Given
 from ..checkpoint import Checkpoint, Part, check_fit
-from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tensors
+from ..disk.safetensors import Held, Stored, read_header, read_stored, read_value
 from ..errors import CheckpointError, listed
 from ..leftovers import outside_networks
 from ..misfits import TOKENS
@@ -36,8 +35,13 @@ def matches(path: Path) -> bool:
 def read(path: Path, asked: Asked = NOTHING, variant: str | None = None) -> Checkpoint:
     """The whole model in a file, or all of it but for networks that are given. CheckpointError that says what the file
     is instead. variant: of folders; a file has none."""
-    stored = read_stored(path)
-    metadata = {} if path.suffix == ".json" else read_header(path).metadata
+    if path.suffix == ".json":  # an index of shards
+        stored = read_stored(path)
+        metadata = {}
+    else:
+        header = read_header(path)
+        stored = {key: Held(path, key, entry) for key, entry in header.entries.items()}
+        metadata = header.metadata
     checkpoint = describe_stored(stored, metadata, path, read_value, asked)
     check_numbers(checkpoint.facts, str(path))
     return checkpoint
@@ -130,11 +134,6 @@ def averaged_copy(stored: Stored, unet: Stored, path: Path) -> Stored:
             f"{path} has no averaged copy of its UNet, {listed(missing)} are missing: load it without ema"
         )
     return {key: stored[copy] for key, copy in copies.items()}
-
-
-def read_value(held: Held) -> Tensor:
-    ((_, tensor),) = read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
-    return tensor
 
 
 def extras(keys: Iterable[str], prefixes: Collection[str], path: Path) -> dict[str, str]:
