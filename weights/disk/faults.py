@@ -63,7 +63,12 @@ def check_zeros(path: Path, raw: bytes) -> None:
         raise CheckpointError(f"{path}: its header has a number -0 where the library reads a floating point `-0.0`")
 
 
+def refuse_stored(path: Path, key: str) -> NoReturn:
+    raise CheckpointError(f"{path}: {key} holds NaN or infinity: the file is damaged")
+
+
 def refuse_values(path: Path, key: str, dtype: torch.dtype) -> NoReturn:
+    """Of a tensor that was converted to the dtype."""
     raise CheckpointError(
         f"{path}: {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}: "
         "the file is damaged, or the dtype too small for its values"

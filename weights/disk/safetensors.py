@@ -199,7 +199,7 @@ def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
         for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
-                faults.refuse_values(path, key, dtype)
+                faults.refuse_stored(path, key)
             if prod(entry.shape) > 1:
                 begin = entry.file.start + entry.begin
                 end = entry.file.start + entry.end
