@@ -31,7 +31,7 @@ def add_subject_flags(parser: argparse.ArgumentParser):
     of_sweep = (
         "a picture for each value of one or two settings, with a labelled grid, as guidance=1.5..8 sampler=euler,ddim"
     )
-    group.add_argument("--xy", nargs="+", metavar="AXIS", help=of_sweep)
+    group.add_argument("--xy", nargs="+", action="extend", metavar="AXIS", help=of_sweep)
 
 
 def add_model_flags(parser: argparse.ArgumentParser):

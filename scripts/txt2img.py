@@ -29,7 +29,7 @@ import known_words
 import weights
 from axes import parse_axes
 from before_drawing import check_after, check_before, check_drawable
-from common import DTYPES, as_text, fail, first_line, tell, warn
+from common import DTYPES, as_text, fail, first_line, tell, text_sources, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, draw_batches, in_turn, repeat
@@ -48,7 +48,8 @@ from threads import set_threads
 
 
 def main():
-    with reported("--json" in sys.argv) as report:
+    with reported("--json" in sys.argv) as report, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # warn_of_words tells it
         args = parse_arguments(__doc__)
         try:
             run(args, report)
@@ -136,18 +137,24 @@ def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
     for text in chosen["lora"] or ():
         parse_strength(*split_at_colon(text))
 
-    model = weights.load(
-        chosen["model"] or weights.MINIATURE,
-        dtype=DTYPES[chosen["dtype"]],
-        device=args.device,
-        variant=chosen["variant"],
-        revision=chosen["revision"],
-        offline=args.offline,
-        unet=chosen["unet"],
-        vae=chosen["vae"],
-        prediction=chosen["prediction"],
-        ema=bool(chosen["ema"]),
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = weights.load(
+            chosen["model"] or weights.MINIATURE,
+            dtype=DTYPES[chosen["dtype"]],
+            device=args.device,
+            variant=chosen["variant"],
+            revision=chosen["revision"],
+            offline=args.offline,
+            unet=chosen["unet"],
+            vae=chosen["vae"],
+            text=text_sources(chosen["text"]),
+            zero_snr=bool(chosen["zero_snr"]),
+            prediction=chosen["prediction"],
+            ema=bool(chosen["ema"]),
+        )
+    for warning in caught:
+        warn(str(warning.message))
     files = {name: weights.file_hash(path) for name, path in model.files.items()}
     origin = {"files": files, "added": {}, "revisions": dict(model.revisions)}
 
@@ -274,5 +281,4 @@ def save_grid(image: torch.Tensor, destination: Destination) -> Path:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
     stopping.run(main, "stopped; the pictures named above are complete")
