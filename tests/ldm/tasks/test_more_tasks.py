@@ -9,7 +9,7 @@ from PIL import Image
 import weights
 from ldm import tasks
 from ldm.draw import encode_image
-from ldm.tasks.depth_to_image import depth_of_latents
+from ldm.images import depth_of_latents
 from ldm.tasks.interpolate import slerp
 from samplers.step import Step
 from support.networks import REFERENCE_SD_X4
