@@ -9,6 +9,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from importlib import metadata
 from itertools import islice, pairwise
 
@@ -20,6 +21,7 @@ from torch import Tensor
 BOS, EOT = 49406, 49407
 MERGES = 48894  # the file holds more; CLIP trained with these
 NEVER = MERGES  # the rank of a pair that is not joined
+LONG = 300  # bytes of a word above which its pairs are kept in a heap
 SPECIALS = {"open_clip": ("<start_of_text>", "<end_of_text>"), "transformers": ("<|startoftext|>", "<|endoftext|>")}
 
 WORD = r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # digits stand alone
@@ -159,6 +161,8 @@ class Tokenizer:
         """Start from the bytes and join, until none is left, the adjacent pair that stands first in the merges."""
         parts = [self.of_byte[byte] for byte in word.encode()]
         parts[-1] += "</w>"
+        if len(parts) > LONG:
+            return [self.ids[part] for part in self.join_many(parts)]
         ranks = [self.ranks.get(f"{a} {b}", NEVER) for a, b in pairwise(parts)]
         while ranks and (best := min(ranks)) < NEVER:
             i = ranks.index(best)
@@ -167,6 +171,35 @@ class Tokenizer:
             for j in range(max(i - 1, 0), min(i + 1, len(ranks))):  # the pairs that hold the joined part
                 ranks[j] = self.ranks.get(f"{parts[j]} {parts[j + 1]}", NEVER)
         return [self.ids[part] for part in parts]
+
+    def join_many(self, parts: list[str]) -> list[str]:
+        """The same joins in the same order, by a heap of pairs: the time of the loop above grows with the square."""
+        before = [-1, *range(len(parts) - 1)]
+        after = [*range(1, len(parts)), -1]
+        pairs: list[tuple[int, int, str, str]] = []  # rank, place, left, right
+
+        def push(i: int) -> None:
+            if i >= 0 and after[i] >= 0:
+                left, right = parts[i], parts[after[i]]
+                rank = self.ranks.get(f"{left} {right}")
+                if rank is not None:
+                    heappush(pairs, (rank, i, left, right))
+
+        for i in range(len(parts)):
+            push(i)
+        while pairs:
+            _, i, left, right = heappop(pairs)
+            j = after[i]
+            if parts[i] != left or j < 0 or parts[j] != right:
+                continue  # one of them was joined to another part since
+            parts[i] = left + right
+            parts[j] = ""
+            after[i] = after[j]
+            if after[i] >= 0:
+                before[after[i]] = i
+            push(before[i])
+            push(i)
+        return [part for part in parts if part]
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, its words separated by single spaces; special tokens appear by name."""
