@@ -1,5 +1,6 @@
 """Autoencoders in tiles against the whole, and the memory that both take."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,24 @@ def test_what_does_not_fit_is_refused(vae, miniature):
         tiles.tiled(miniature, tile=0)
     with pytest.raises(ValueError, match=r"^picture \(1, 3, 60, 64\): height and width must be multiples of 8$"):
         tiles.encode(vae, torch.zeros(1, 3, 60, 64), tile=4)
+
+
+def test_gradients_go_through_tiles(vae):
+    """Those of a guidance by the picture, say: the statistics are a function of the latents too."""
+    gradients = []
+    for decode in (vae.decode, lambda z: tiles.decode(vae, z, tile=2)):
+        z = randn(1, 4, 3, 5).requires_grad_()
+        with torch.enable_grad():
+            gradients += torch.autograd.grad(decode(z).square().sum(), z)
+    assert relative_error(gradients[1], gradients[0]) < DOUBLE
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_good_as_the_whole(vae, dtype):
+    half = copy.deepcopy(vae).to(dtype)
+    z = randn(1, 4, 5, 7)
+    exact = vae.decode(z)
+    error = relative_l2(half.decode(z.to(dtype)).double(), exact)
+    found = tiles.decode(half, z.to(dtype), tile=4)
+    assert found.dtype == dtype
+    assert relative_l2(found.double(), exact) < 2 * error
