@@ -25,6 +25,7 @@ from labelled_grid import Texts, label_grid
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.model import Model
+from ldm.scratch import scratch_folder
 from preview import Preview
 from report import Report
 from samplers.options import show
@@ -155,9 +156,10 @@ def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
 
 
 def write_whole(path: Path, text: str):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)
+    with scratch_folder(path.parent) as scratch:
+        part = scratch / path.name
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, path)
 
 
 def write_grid(sweep: Sweep, folder: Path):
@@ -176,9 +178,10 @@ def write_grid(sweep: Sweep, folder: Path):
         columns=sweep.axes[0].labels,
         rows=down.labels if down else [""],
     )
-    part = folder / f"grid.png.{os.getpid()}.part"
-    label_grid(rows, texts).save(part, format="PNG")
-    os.replace(part, folder / FILES["grid"])
+    with scratch_folder(folder) as scratch:
+        part = scratch / FILES["grid"]
+        label_grid(rows, texts).save(part, format="PNG")
+        os.replace(part, folder / FILES["grid"])
 
 
 def title_of(sweep: Sweep) -> str:
