@@ -9,7 +9,7 @@ PYTEST    := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 export PROMPT K           # the shell reads them from there, so quotes in them do no harm
 
-.PHONY: help image test check lint types notebooks wheel miniature clean
+.PHONY: help image test check lint types faults notebooks wheel miniature clean
 
 help:                       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: .venv/test            ## format and lint
 
 types: .venv/test           ## the type checker
 	$(RUN) -m ty check
+
+faults: .venv/test          ## 100 kills at random points while models and pictures are written: nothing half-written, no leftovers
+	$(RUN) tests/faults.py
 
 notebooks: .venv/core       ## docs/notebooks/ again, from their pages
 	$(RUN) scripts/notebooks.py

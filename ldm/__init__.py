@@ -19,4 +19,6 @@ Beside them:
     taesd         the tiny autoencoder
     pictures      PNGs that hold how they were made
     command       the command `ldm`
+    stopping      how programs end when they are asked to
+    terminal      what they write for people
 """

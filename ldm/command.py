@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from . import stopping, terminal
 from .version import DISTRIBUTION, version
 
 COMMANDS = {  # command -> program
@@ -27,22 +28,13 @@ def main(arguments: list[str] | None = None):
     """Run `ldm` with these arguments, those of the command line if None. Exit status: that of the program; 2 for a
     command that does not exist or a package that is missing; 130 after Ctrl-C."""
     if arguments is None:
+        stopping.listen()
         arguments = sys.argv[1:]
-    try:
-        dispatch(arguments)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-
-
-def dispatch(arguments: list[str]):
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
-        return
+        return show(overview())
     name = arguments[0]
     if name == "--version":
-        print(f"ldm {version()}")
-        return
+        return show(f"ldm {version()}")
     if name not in COMMANDS:
         fail(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
     try:
@@ -90,8 +82,14 @@ def run(name: str, arguments: list[str]):
     spec.loader.exec_module(module)
 
 
+def show(text: str):
+    terminal.say(text, sys.stdout)
+    if not terminal.finish():
+        sys.exit(2)
+
+
 def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    terminal.say(f"error: {terminal.one_line(message)}", sys.stderr)
     sys.exit(2)
 
 

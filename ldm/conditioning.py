@@ -3,6 +3,7 @@
 context (b m d) are the text tokens that the UNet attends to; vector (b e) is what it adds to its time embedding.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -60,21 +61,36 @@ class Sizes:
 
 @torch.no_grad()
 def encode(model: Model, prompts: Sequence[str | None] | Conditioning, sizes: Sizes) -> Conditioning:
-    """Condition on one prompt per picture. None stands for "no prompt": the published empty conditioning. What is a
-    Conditioning already stays as it is. Raises FloatingPointError if the text encoder produces NaN or infinity."""
+    """Condition on one prompt per picture; None is the published empty conditioning. A Conditioning stays as it is.
+    Warns, TextCut, of text that is too long. Raises FloatingPointError if the text encoder makes NaN or infinity."""
     if isinstance(prompts, Conditioning):
         return check_conditioning(prompts)
     facts = model.facts
     features = []
     for tower, pad_id in zip(model.texts.values(), facts.pad_ids):
-        ids = model.tokenizer([prompt or "" for prompt in prompts], pad_id).ids
-        features.append(tower(ids.to(tower.text_model.embeddings.token_embedding.weight.device)))
+        tokens = model.tokenizer([prompt or "" for prompt in prompts], pad_id)
+        if any(tokens.cut) and not features:  # once, not for each tower
+            warn_of_cuts(prompts, tokens.cut)
+        features.append(tower(tokens.ids.to(tower.text_model.embeddings.token_embedding.weight.device)))
     cond = BY_NUMBERS[facts.family.numbers](features, sizes, facts.unet.vector_dim)
     ops.check_finite(cond.context, "the text encoder")
     if facts.zero_empty_prompt and cond.vector is not None:
         given = torch.tensor([prompt is not None for prompt in prompts], device=cond.context.device)
         return with_zeros(cond.context, cond.vector, given, features[-1].pooled.shape[1])
     return cond
+
+
+class TextCut(UserWarning):
+    """A prompt is longer than the text encoder reads."""
+
+
+def warn_of_cuts(prompts: Sequence[str | None], cut: Sequence[str]) -> None:
+    """One warning for all texts of a batch, in one line, with the first that is cut and what is not read of it."""
+    numbers = [k for k, end in enumerate(cut) if end]
+    first = numbers[0]
+    others = f", and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+    text = f"the prompt {show(prompts[first])} is too long: what is not read begins at {show(cut[first])}{others}"
+    warnings.warn(text, TextCut, stacklevel=6)  # the caller of the task, above two functions and their no_grad
 
 
 def check_conditioning(cond: Conditioning) -> Conditioning:

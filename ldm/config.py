@@ -2,9 +2,12 @@
 
 A level is one resolution of a UNet or VAE. `channels`, `heads` and `depth` are given per level,
 from the finest to the coarsest; `depth` counts transformer blocks, 0 means no attention.
+A network that was distilled from another may have other depths behind each resnet, and less in its middle.
 """
 
 from dataclasses import dataclass, replace
+
+Depth = int | tuple[int, ...]  # transformer blocks behind each resnet: one number for all, or one for each of them
 
 
 @dataclass(frozen=True)
@@ -12,8 +15,8 @@ class UNetConfig:
     in_channels: int
     channels: tuple[int, ...]
     heads: tuple[int, ...]
-    depth: tuple[int, ...]
-    mid_depth: int
+    depth: tuple[Depth, ...]
+    mid_depth: Depth  # a number: between two resnets; (0,) is one resnet without attention, () is no middle
     context_dim: int
     linear_projection: bool  # proj_in/proj_out stored as Linear, or as 1x1 Conv2d (SD1)
     out_channels: int = 4
@@ -24,6 +27,7 @@ class UNetConfig:
     class_dim: int = 0  # width of the image-embedding vector (unCLIP)
     class_count: int = 0  # rows of the noise-level table (x4)
     guidance_dim: int = 0  # width of the embedded guidance scale (LCM)
+    up_depth: tuple[Depth, ...] = ()  # of the way up, levels in the same order; () as on the way down
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,13 @@ SDXL_UNET = UNetConfig(in_channels=4, channels=(320, 640, 1280), heads=(5, 10, 2
 REFINER_UNET = UNetConfig(in_channels=4, channels=(384, 768, 1536, 1536), heads=(6, 12, 24, 24), depth=(0, 4, 4, 0),
                           mid_depth=4, context_dim=1280, linear_projection=True, vector_dim=2560)
 
+# Distilled from SD 1: BK-SDM (arXiv 2305.15798), whose sizes Segmind's small-sd (base) and tiny-sd (tiny) have.
+BK_BASE_UNET = replace(SD15_UNET, layers=1)
+BK_TINY_UNET = replace(BK_BASE_UNET, channels=(320, 640, 1280), heads=(8, 8, 8), depth=(1, 1, 1), mid_depth=())
+# Distilled from SDXL: SSD-1B and Vega (arXiv 2401.02677), KOALA (arXiv 2312.04005).
+SSD_1B_UNET = replace(SDXL_UNET, depth=(0, 2, 4), mid_depth=(0,), up_depth=(0, (2, 1, 1), (4, 4, 10)))
+KOALA_700M_UNET = replace(SDXL_UNET, layers=1, depth=(0, 2, 5), mid_depth=())
+
 UNETS = {
     "sd15": SD15_UNET,
     "sd15_inpaint": replace(SD15_UNET, in_channels=9),
@@ -165,6 +176,13 @@ UNETS = {
     "sdxl_inpaint": replace(SDXL_UNET, in_channels=9),
     "sdxl_refiner": REFINER_UNET,
     "lcm_sdxl": replace(SDXL_UNET, guidance_dim=256),
+    "bk_sdm_base": BK_BASE_UNET,
+    "bk_sdm_small": replace(BK_BASE_UNET, mid_depth=()),
+    "bk_sdm_tiny": BK_TINY_UNET,
+    "ssd_1b": SSD_1B_UNET,
+    "segmind_vega": replace(SDXL_UNET, depth=(0, 1, 2), mid_depth=(0,)),
+    "koala_700m": KOALA_700M_UNET,
+    "koala_1b": replace(KOALA_700M_UNET, depth=(0, 2, 6), mid_depth=6),
 }
 
 F8_VAE = VAEConfig(channels=(128, 256, 512, 512))

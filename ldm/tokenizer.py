@@ -134,11 +134,9 @@ class Tokenizer:
             raise TypeError("the tokenizer takes a list of texts, not one str")
         rows = [self.encode(text, pad_id) for text in texts]
         room = self.length - 2  # beside BOS and EOT
-        ids = torch.full((len(rows), self.length), pad_id)
-        for i, row in enumerate(rows):
-            kept = [BOS, *row[:room], EOT]
-            ids[i, : len(kept)] = torch.tensor(kept)
-        return Tokens(ids, [self.decode(row[room:]) if len(row) > room else "" for row in rows])
+        ids = [[BOS, *row[:room], EOT, *[pad_id] * (room - len(row))] for row in rows]
+        cut = [self.decode(row[room:]) if len(row) > room else "" for row in rows]
+        return Tokens(torch.tensor(ids, dtype=torch.int64).reshape(-1, self.length), cut)
 
     def encode(self, text: str, pad_id: int = EOT) -> list[int]:
         """The ids of a text of any length, without BOS, EOT and pads. pad_id matters to the transformers rules only:

@@ -1,8 +1,8 @@
 """The UNet of every family: noisy latents (b 4 h w), time step, text (b m d) -> predicted noise or velocity (b 4 h w).
 
-One class serves SD 1.5, SD 2, SDXL, its refiner, the x4 upscaler and their fine-tunes; what differs is in
-config.UNETS. Parameter names are those of the published diffusers files. Latent diffusion, arXiv 2112.10752;
-SDXL, arXiv 2307.01952.
+One class serves SD 1.5, SD 2, SDXL, its refiner, the x4 upscaler, their fine-tunes and the smaller networks distilled
+from them; what differs is in config.UNETS. Parameter names are those of the published diffusers files. Latent
+diffusion, arXiv 2112.10752; SDXL, arXiv 2307.01952.
 """
 
 import torch
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import ops
-from .config import UNetConfig
+from .config import Depth, UNetConfig
 
 
 class TimestepMLP(nn.Module):
@@ -125,20 +125,21 @@ class Transformer(nn.Module):
 
 
 class NoTransformer(nn.Module):
-    """Stands where a level has no attention; holds no parameters."""
+    """Stands where there is no attention; holds no parameters."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         return x
 
 
-def attention_layers(cfg: UNetConfig, level: int, count: int) -> nn.ModuleList:
-    """The attention parts of one level, one for each of its `count` resnets."""
-    if not cfg.depth[level]:
-        return nn.ModuleList([NoTransformer() for _ in range(count)])
+def attention_layers(cfg: UNetConfig, level: int, depth: Depth, count: int) -> nn.ModuleList:
+    """What stands behind each of the `count` resnets of a level. depth: one number for all, or one for each of them."""
+    depths = depth if isinstance(depth, tuple) else (depth,) * count
     cross_only = bool(cfg.cross_only) and cfg.cross_only[level]
-    return nn.ModuleList(
-        [Transformer(cfg.channels[level], cfg.heads[level], cfg.depth[level], cross_only, cfg) for _ in range(count)]
-    )
+    return nn.ModuleList([transformer(cfg, level, blocks, cross_only) for blocks in depths])
+
+
+def transformer(cfg: UNetConfig, level: int, depth: int, cross_only: bool) -> nn.Module:
+    return Transformer(cfg.channels[level], cfg.heads[level], depth, cross_only, cfg) if depth else NoTransformer()
 
 
 class Downsample(nn.Module):
@@ -167,7 +168,7 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(
             [Resnet(c_in if i == 0 else c_out, c_out, emb_dim, cfg.groups) for i in range(cfg.layers)]
         )
-        self.attentions = attention_layers(cfg, level, cfg.layers)
+        self.attentions = attention_layers(cfg, level, cfg.depth[level], cfg.layers)
         last = level == len(cfg.channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(c_out)])
 
@@ -183,15 +184,19 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """Two resnets and the attention between them; of distilled models one resnet alone, or nothing."""
+
     def __init__(self, cfg: UNetConfig, emb_dim: int):
         super().__init__()
         width = cfg.channels[-1]
-        self.resnets = nn.ModuleList([Resnet(width, width, emb_dim, cfg.groups) for _ in range(2)])
-        self.attentions = nn.ModuleList([Transformer(width, cfg.heads[-1], cfg.mid_depth, False, cfg)])
+        depths = (cfg.mid_depth, 0) if isinstance(cfg.mid_depth, int) else cfg.mid_depth
+        self.resnets = nn.ModuleList([Resnet(width, width, emb_dim, cfg.groups) for _ in depths])
+        self.attentions = nn.ModuleList([transformer(cfg, -1, blocks, False) for blocks in depths])
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, emb), context)
-        return self.resnets[1](x, emb)
+        for resnet, attention in zip(self.resnets, self.attentions):
+            x = attention(resnet(x, emb), context)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -203,7 +208,7 @@ class UpBlock(nn.Module):
         inputs = [cfg.channels[min(level + 1, last)]] + [here] * cfg.layers
         skips = [here] * cfg.layers + [finer]  # channels of the skips, in the order they are taken
         self.resnets = nn.ModuleList([Resnet(c + skip, here, emb_dim, cfg.groups) for c, skip in zip(inputs, skips)])
-        self.attentions = attention_layers(cfg, level, cfg.layers + 1)
+        self.attentions = attention_layers(cfg, level, (cfg.up_depth or cfg.depth)[level], cfg.layers + 1)
         self.upsamplers = nn.ModuleList([Upsample(here)] if level else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
@@ -247,8 +252,7 @@ class UNet(nn.Module):
         check_given("vector", vector, bool(cfg.vector_dim or cfg.class_dim or cfg.class_count))
         check_given("guidance embedding", guidance, bool(cfg.guidance_dim))
         t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)  # copies nothing
-        t = t.expand(len(x))
-        emb = self.time_embedding(ops.sinusoid(t, cfg.channels[0]).to(x.dtype), guidance)
+        emb = self.time_embedding(ops.sinusoid(t.expand(len(x)), cfg.channels[0]).to(x.dtype), guidance)
         if cfg.vector_dim:
             emb = emb + self.add_embedding(vector)
         if cfg.class_dim or cfg.class_count:

@@ -2,37 +2,73 @@
 
 import argparse
 import sys
-from io import TextIOWrapper
+from itertools import pairwise
 from typing import NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
 
+from devices import available, check_device
+from ldm import stopping, terminal
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MAY_BE_EMPTY = ("--prompt", "--negative")
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, and an empty value is one of them, but for a prompt."""
+
+    def parse_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        for before, word in pairwise(["", *words]):
+            flag, equals, value = word.partition("=")
+            if word == "":
+                self.refuse_empty(before)
+            elif equals and not value and flag.startswith("--"):
+                self.refuse_empty(flag)
+        return super().parse_args(args, namespace)
+
+    def refuse_empty(self, flag: str):
+        if not flag.startswith("--"):
+            self.error("an argument is empty: give a name, or leave it out")
+        if not any(name.startswith(flag) for name in MAY_BE_EMPTY):
+            self.error(f"{flag} is empty: give a value, or leave it out")
+
+    def error(self, message: str) -> NoReturn:
+        line = terminal.one_line(f"{self.prog}: error: {message}")
+        terminal.say(f"{line} (--help lists the flags)", sys.stderr)
+        sys.exit(2)
 
 
 def make_parser(text: str | None) -> argparse.ArgumentParser:
     """A parser whose --help shows the program's own docstring, line for line."""
-    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_run_flags(parser: argparse.ArgumentParser, device: str | None = None, dtype: str | None = None):
-    """--device and --dtype, a key of DTYPES. Without a default, the device is the GPU if there is one."""
+def add_run_flags(parser: argparse._ActionsContainer, device: str | None = None, dtype: str | None = None):
+    """--device and --dtype, a key of DTYPES. Without a default, the device is the best that this machine has."""
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where to compute (default: {device})")
+        device = available()[0]
+    parser.add_argument("--device", default=device, type=parse_device, help=f"where to compute (default: {device})")
     default = "" if dtype is None else f" (default: {dtype})"
     parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the weights and activations{default}")
 
 
-def add_download_flags(parser: argparse.ArgumentParser):
+def parse_device(text: str) -> str:
+    try:
+        return check_device(text)
+    except ValueError as error:
+        fail(str(error))
+
+
+def add_download_flags(parser: argparse._ActionsContainer):
     """--variant, --revision and --offline: which files of a folder or repository are read."""
     parser.add_argument("--variant", help="weight files to take, for example fp16")
     parser.add_argument("--revision", help="of a repository: a branch, tag or commit")
     parser.add_argument("--offline", action="store_true", help="take only what was downloaded before")
 
 
-def add_swap_flags(parser: argparse.ArgumentParser):
+def add_swap_flags(parser: argparse._ActionsContainer):
     """--unet, --vae, --prediction and --ema: networks from elsewhere, and facts that a single file may not hold."""
     parser.add_argument("--unet", help="take the UNet from here")
     parser.add_argument("--vae", help="take the VAE from here")
@@ -42,23 +78,43 @@ def add_swap_flags(parser: argparse.ArgumentParser):
 
 
 def fail(message: str) -> NoReturn:
-    """End the program: one line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """End the program: one line on stderr, exit status 2. After a signal it is the stop that is told, not this."""
+    if stopping.asked():
+        raise KeyboardInterrupt
+    terminal.say(f"error: {terminal.one_line(message)}", sys.stderr)
     sys.exit(2)
 
 
 def warn(message: str):
     """One line on stderr, above a progress bar if there is one."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    note(f"warning: {message}")
+
+
+def note(message: str):
+    """One line on stderr, above a progress bar if there is one."""
+    write(terminal.one_line(message), sys.stderr)
+
+
+def tell(text: object):
+    """Lines on stdout, above a progress bar if there is one."""
+    write(str(text), sys.stdout)
+
+
+def write(text: str, stream: TextIO):
+    with tqdm.external_write_mode(file=stream):
+        terminal.say(text, stream)
+
+
+def as_text(flag: str, text: str | None) -> str | None:
+    """A text from the command line. Where the system's alphabet lacks a character, Python holds its bytes as halves of
+    characters, which are put together here; what is no UTF-8 ends the program."""
+    try:
+        return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        fail(f"{flag}: holds bytes that are not UTF-8: {text!r}")
 
 
 def first_line(error: BaseException) -> str:
     """Of the error's message; the name of its class if it has none."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def escape_unprintable(stream: TextIO):
-    """Write characters that the stream's encoding lacks as escapes, where it would raise an error."""
-    if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")

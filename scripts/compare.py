@@ -9,9 +9,15 @@ JSON as well. Exit status: 0 if all blocks agree, 1 if one departs, 2 for bad in
 docs/compare.md says how blocks are compared, how to read the table, and how to compare a network of your own.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +29,10 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import weights
-from common import DTYPES, add_run_flags, fail, first_line, make_parser
+from common import DTYPES, add_run_flags, fail, first_line, make_parser, note, tell
 from comparison import cases, report
 from comparison.blocks import compare, expect
+from destination import held
 from ldm import ops
 
 
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> report.Results:
         compared = compare(case, expected, args.backend)
         results[case.name] = compared
         if not args.json:
-            print(report.describe(case.name, compared), compared.table(args.all), sep="\n", end="\n\n", flush=True)
+            tell(f"{report.describe(case.name, compared)}\n{compared.table(args.all)}\n")
     return results
 
 
@@ -88,7 +95,7 @@ def write(folder: Path, results: report.Results, facts: dict[str, str], everythi
     try:
         report.write_heat_map(folder / "compare.png", results, facts, everything)
     except ImportError as error:
-        print(f"compare.png is left out: {error}: pip install matplotlib", file=sys.stderr)
+        note(f"compare.png is left out: {error}: pip install matplotlib")
 
 
 def main():
@@ -108,15 +115,16 @@ def main():
         "transformers": transformers.__version__,
     }
     try:
-        results = run(args)
-        if args.out:
-            write(args.out, results, facts, args.all)
+        with held(args.out, "compare.html") if args.out else nullcontext():
+            results = run(args)
+            if args.out:
+                write(args.out, results, facts, args.all)
     except (ValueError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
     if args.json:
-        print(json.dumps(report.make_record(results, facts), indent=1))
+        tell(json.dumps(report.make_record(results, facts), indent=1))
     sys.exit(0 if report.all_agree(results) else 1)
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -8,29 +8,31 @@
 
 The source may be a folder, a file or a repository of the hub. What is written appears under its name when it is
 complete. Metadata of a single file are kept; what has no place in what is written is told on stderr. Pickled files are
-opened here and nowhere else in this project, in a process of their own that accepts tensors alone; convert only those
-that you trust.
+opened here and nowhere else in this project, in a process of their own that takes tensors alone and runs nothing of
+them (pickled.py).
 """
+
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
 
 import argparse
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, escape_unprintable, fail, make_parser, warn
+from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, note, tell, warn
+from ldm.scratch import scratch_folder, sweep
 from weights import CheckpointError
+from weights.disk.settings import JSON_BYTES, open_file
 from weights.hub.wanted import model_files, part_files
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -42,10 +44,9 @@ OPTIONS = {  # what is written -> the options that say something of it
     "one network": FOR_ALL | {"part", "names"},
     "an adapter or embedding": FOR_ALL,
 }
-NAMED = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # beside the tensors of old checkpoints
-    "torch.nn.modules.container.ParameterDict",
-)  # around those of old embeddings
+UNPICKLE = Path(__file__).with_name("pickled.py")
+PATIENCE = 600  # seconds for a pickle, and more for a large one, by
+SLOWEST = 1_000_000  # bytes per second
 
 
 def arguments() -> argparse.Namespace:
@@ -89,63 +90,43 @@ def check(args: argparse.Namespace, what: str):
     if not re.fullmatch(r"[\w-]+", args.write_variant or "none", re.ASCII):
         fail(f"--write-variant {args.write_variant}: it can have letters, digits, _ and -")
     if args.to.exists() or args.to.is_symlink():
+        sweep(args.to.parent)  # a program may have been killed just after it was done
         fail(f"{args.to} exists already: choose another name, or remove it")
 
 
 # out of pickle
 
 
-class StandIn:
-    """For a class of NAMED: it does nothing."""
-
-
-def unpickle(source: Path, target: Path):
-    """The tensors of a pickled file as safetensors; run as a process of its own, which tells its error in one line."""
-    try:
-        with torch.serialization.safe_globals([(StandIn, name) for name in NAMED]):
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
-        content = content.get("state_dict", content) if isinstance(content, dict) else {}
-        if "string_to_param" in content:  # an embedding of the web UI: {"*": vectors}
-            vectors = content["string_to_param"]
-            content = {"emb_params": next(iter(getattr(vectors, "_parameters", vectors).values()))}
-        tensors = {
-            key: value.detach().clone(memory_format=torch.contiguous_format)
-            for key, value in content.items()
-            if isinstance(value, torch.Tensor)
-        }
-        if not tensors:
-            raise ValueError("it holds no tensors by name")
-        save_file(tensors, target)
-    except Exception as error:  # a damaged file can raise any
-        harmful = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if harmful:
-            sys.exit(f"it asks for {harmful[1]}, which is no tensor: it may do harm")
-        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
-
-
 def open_pickle(file: Path, target: Path):
+    """The tensors of a pickled file as safetensors."""
     warn(
-        f"{file} is pickled Python: it is opened in a process of its own that accepts tensors alone; convert only "
-        "files that you trust"
+        f"{file} is pickled Python: it is read in a process of its own that takes tensors alone and runs nothing; "
+        "convert only files that you trust"
     )
-    link = target.with_suffix(".ckpt")
-    link.symlink_to(file.resolve())  # PyTorch does not unpickle what is named .safetensors
-    run = subprocess.run([sys.executable, __file__, "--unpickle", link, target], capture_output=True, text=True)
+    seconds = PATIENCE + file.stat().st_size // SLOWEST
+    command = [sys.executable, "-I", UNPICKLE, file.resolve(), target]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"{file} cannot be converted: it takes more than {seconds} seconds") from None
+    if run.returncode < 0 and -run.returncode == getattr(signal, "SIGXCPU", None):  # Windows has none
+        raise CheckpointError(f"{file} cannot be converted: it takes far more time than a file of its size needs")
     if run.returncode:
         reason = run.stderr.strip().splitlines()[-1:] or [f"the process ended with {run.returncode}"]
-        raise CheckpointError(f"{file} cannot be converted: {reason[0]}")
+        raise CheckpointError(f"{file} cannot be converted: {reason[0][:300]}")
 
 
 def is_pickled(file: Path) -> bool:
-    """By its first bytes: a zip archive as torch.save makes it, or bare pickle; safetensors can begin like this one."""
+    """By its first bytes: a zip archive as torch.save makes it, the tar archive of PyTorch's first years, or bare
+    pickle; safetensors can begin like this one."""
     try:
         with file.open("rb") as content:
-            start = content.read(9)
+            start = content.read(262)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    if start[:4] == b"PK\x03\x04":
+    if start[:4] == b"PK\x03\x04" or start[257:] == b"ustar":
         return True
-    return start[:1] == b"\x80" and start[8:] != b"{"
+    return start[:1] == b"\x80" and start[8:9] != b"{"
 
 
 def safetensors_name(name: str) -> str:
@@ -159,7 +140,7 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
     if source.is_file() and not is_pickled(source):
         return source
     if source.is_file():
-        copy = scratch / (source.stem + ".safetensors")
+        copy = scratch / "source.safetensors"
         open_pickle(source, copy)
         return copy
     files = [file for depth in ("*", "*/*") for file in source.glob(depth) if file.is_file()]
@@ -173,15 +154,22 @@ def without_pickle(source: Path, wanted: Callable[[list[str]], list[str]], scrat
         raise CheckpointError(f"{source}: {error}") from None
     for name in names:
         file = files[name]
-        target = scratch / source.name / name
+        target = scratch / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors") and is_pickled(file):
             open_pickle(file, target)
         elif file.name != target.name:  # a list of shards
-            target.write_text(file.read_text().replace('.bin"', '.safetensors"').replace('"pytorch_model', '"model'))
+            rename_shards(file, target)
         else:
             target.symlink_to(file.resolve())
-    return scratch / source.name
+    return scratch / "source"
+
+
+def rename_shards(index: Path, target: Path):
+    """The list of shards, with the names that these have as safetensors."""
+    with open_file(index) as file:
+        text = file.read(JSON_BYTES).decode("utf-8", "replace")
+    target.write_text(text.replace('.bin"', '.safetensors"').replace('"pytorch_model', '"model'))
 
 
 # conversion
@@ -193,9 +181,8 @@ def convert(args: argparse.Namespace):
     if args.part:
         wanted = partial(part_files, part=args.part, variant=args.variant)
     path, _ = weights.locate(args.source, wanted, args.revision, args.offline)
-    home = next(folder for folder in args.to.absolute().parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=home, ignore_cleanup_errors=True) as scratch:
-        source = without_pickle(path, wanted, Path(scratch))
+    with scratch_folder(args.to.absolute().parent) as scratch:
+        source = without_pickle(path, wanted, scratch)
 
         # What stood in pickles is read from copies, and messages name these: the user knows the source alone.
         def in_users_words(message: object) -> str:
@@ -210,7 +197,7 @@ def convert(args: argparse.Namespace):
     for warning in caught:
         warn(in_users_words(warning.message))
     for what, count in Counter(left).items():
-        print(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""), file=sys.stderr)
+        note(f"left out: {what}" + (f", {count} tensors" if count > 1 else ""))
 
 
 def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
@@ -240,23 +227,16 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
 
 
 def main():
-    if sys.argv[1:2] == ["--unpickle"]:
-        return unpickle(Path(sys.argv[2]), Path(sys.argv[3]))
     args = arguments()
-    escape_unprintable(sys.stdout)
     try:
         check(args, kind(args))
         convert(args)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         fail(f"{args.to} cannot be written: {error.strerror or error}")
     except (ValueError, RuntimeError) as error:
         fail(str(error).splitlines()[0])
-    print(args.to)
+    tell(args.to)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-    main()
+    stopping.run(main, "stopped; nothing was written")

@@ -8,9 +8,13 @@ Every value is looked at, for NaN and infinity; --quick reads the headers only. 
 a part is missing or damaged.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -23,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import weights
-from common import add_download_flags, escape_unprintable, fail, first_line, make_parser
+from common import add_download_flags, fail, first_line, make_parser, tell
+from ldm.terminal import printable
 from tables import table
 from weights.checkpoint import PARTS, Checkpoint, Part
 from weights.hub.wanted import any_files
@@ -234,28 +239,30 @@ class Difference:
 
 
 def show(report: Report):
-    print(f"{report.source}\n  {report.what}")
+    tell(f"{printable(report.source)}\n  {printable(report.what)}")
     for line in report.evidence:
-        print(f"  {line}")
+        tell(f"  {printable(line)}")
     for key, value in report.facts.items():
-        print(f"    {key} = {value}")
+        tell(f"    {key} = {value}")
     for rows in (report.networks, report.blocks, report.adapter, report.changed):
         if rows:
-            print("\n" + table(rows))
+            tell("\n" + table(rows))
     for name, values in (("left out", report.left_out), ("metadata", report.metadata)):
         if values:
-            print(f"\n{name}")
+            tell(f"\n{name}")
             for key, value in values.items():
-                print(f"  {key}: {value if len(value) <= 300 else value[:300] + '...'}")
+                text = value if len(value) <= 300 else value[:300] + "..."
+                tell(printable(f"  {key[:300]}: {text}"))
     for name, lines in (("not finite", report.not_finite), ("problems", report.problems)):
         if lines:
-            print(f"\n{name}: " + "; ".join(lines))
+            tell(f"\n{name}: " + printable("; ".join(lines)))
 
 
 def show_json(report: Report):
     """JSON has no NaN: null."""
     values = json.dumps({key: value for key, value in asdict(report).items() if value})
-    print(json.dumps(json.loads(values, parse_constant=lambda name: None), indent=2))
+    text = json.dumps(json.loads(values, parse_constant=lambda name: None), indent=2)
+    tell(text.replace("\x7f", "\\u007f"))  # the one control character that JSON does not escape
 
 
 def inspect(args: argparse.Namespace) -> Report:
@@ -275,19 +282,12 @@ def inspect(args: argparse.Namespace) -> Report:
 
 def main():
     args = arguments()
-    escape_unprintable(sys.stdout)
     try:
         report = inspect(args)
         if args.json:
             show_json(report)
         else:
             show(report)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     except (ValueError, OSError, RuntimeError) as error:
         fail(first_line(error))
     if report.problems:
@@ -296,4 +296,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

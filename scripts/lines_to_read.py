@@ -20,13 +20,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from common import make_parser
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import weights  # noqa: E402
-from ldm import tasks  # noqa: E402
+from common import make_parser  # noqa: E402
+from ldm import stopping, tasks  # noqa: E402
 from ldm.clip import CLIPText  # noqa: E402
 from ldm.config import CLIPS, MODELS, UNETS, VAES  # noqa: E402
 from ldm.model import Model  # noqa: E402
@@ -188,4 +187,5 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    main()
+    stopping.listen()
+    stopping.run(main)

@@ -6,12 +6,17 @@
 They are plain JSON in nbformat 4.5 and hold no outputs. Change the page, never the notebook.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from common import fail, make_parser
+from common import fail, make_parser, tell
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS / "notebooks"
@@ -33,7 +38,7 @@ def main():
             target.write_text(text, encoding="utf-8")
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}")
-        print(target)
+        tell(target)
 
 
 def convert(page: str) -> str:
@@ -67,4 +72,4 @@ def make_cell(number: int, kind: str, text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -10,8 +10,12 @@ measured by the distance between the distribution of their samples and the true 
 trained level. Writes lab.html, which needs no other file, lab.csv, and the plots as PNG.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,8 @@ import torch
 from tqdm import tqdm
 
 import weights
-from common import DTYPES, add_run_flags, fail, first_line, make_parser
+from common import DTYPES, add_run_flags, fail, first_line, make_parser, tell
+from destination import held
 from lab.figures import Study, draw_figures
 from lab.measure import Problem, choose_levels, find_exact_path, sample
 from lab.mixture import FIVE, sliced_wasserstein
@@ -133,7 +138,7 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
         f"Sampled: {problem.what}, seed {args.seed}, from noise level "
         f"{problem.levels.sigma_max:.4g} down to {problem.levels.sigma_min:.3g}."
     )
-    print(write_page(args.out, found, sections, about))
+    tell(write_page(args.out, found, sections, about))
 
 
 def main():
@@ -151,14 +156,11 @@ def main():
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib, or this project with its extra viz")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), held(args.out, "lab.html"):
             experiment(args, plt)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
         fail(first_line(error))
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main, "stopped; nothing was written")

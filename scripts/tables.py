@@ -1,12 +1,14 @@
 """Rows of values as a table of text."""
 
+from ldm.terminal import printable
+
 
 def cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
         return " ".join(f"{key}:{count}" for key, count in value.items())
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def table(rows: list[dict]) -> str:

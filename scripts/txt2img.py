@@ -3,6 +3,7 @@
     python scripts/txt2img.py --prompt "a red apple"
     python scripts/txt2img.py --prompt "a red apple" --count 8 --grid --out apples
     python scripts/txt2img.py --prompts prompts.txt --sampler euler_ancestral --option eta=0.5 --steps 30 --seed 7
+    python scripts/txt2img.py --prompt "a red apple" --xy guidance=1.5..8 sampler=euler,ddim
     python scripts/txt2img.py --again outputs/00000-0.png       # make a picture again from its own metadata
     python scripts/txt2img.py --prompt "a fox" --model sdxl.safetensors --vae fix --lora style.safetensors:0.8
 
@@ -10,130 +11,128 @@ Picture k of a prompt has seed --seed + k. Every PNG holds what is needed to mak
 A1111's programs read (`parameters`) and as JSON (`ldm`).
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
-from math import ceil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+import known_words
 import weights
-from common import DTYPES, add_download_flags, add_run_flags, add_swap_flags, fail, first_line, make_parser, warn
-from ldm import pictures, tasks
+from axes import parse_axes
+from before_drawing import check_after, check_before, check_drawable
+from common import DTYPES, as_text, fail, first_line, tell, warn
+from destination import Destination, Lost, check_space, choose_destination, held
+from draw_flags import parse_arguments
+from jobs import Settings, draw_batches, in_turn, repeat
+from ldm import pictures
 from ldm.adapters import lora
+from ldm.conditioning import TextCut
 from ldm.model import Model
 from ldm.version import version
-from settings import check_options, check_record, choose_settings, parse_strength, split_at_colon
-
-TASK_FIELDS = ("steps", "guidance", "sampler", "schedule", "options", "height", "width")
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="what to draw")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with one prompt per line")
-    what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
-    parser.add_argument("--negative", help="what to move away from")
-
-    parser.add_argument("--model", help="a folder, a .safetensors file or owner/name on the hub; default: miniature")
-    add_download_flags(parser)
-    add_swap_flags(parser)
-    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="an adapter; may be repeated")
-    leave_out = "leave out what has no place in the model, and say what"
-    parser.add_argument("--partial-lora", action="store_true", default=None, help=leave_out)
-    parser.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]", help="a new word; may be repeated")
-    add_run_flags(parser)
-
-    parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
-    parser.add_argument("--count", type=int, default=1, help="pictures per prompt")
-    parser.add_argument("--batch", type=int, default=8, help="pictures made at once; they differ by rounding only")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float, help="1 or less: off")
-    parser.add_argument("--sampler")
-    parser.add_argument("--schedule")
-    of_sampler = "of the sampler, such as eta=0.5; may be repeated"
-    parser.add_argument("--option", action="append", metavar="NAME=VALUE", help=of_sampler)
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
-
-    parser.add_argument("--grid", action="store_true", help="write grid.png too")
-    parser.add_argument("--columns", type=int, help="of the grid (default: --count, one row per prompt)")
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture, *.png")
-    return parser.parse_args()
+from preview import PREVIEW, Preview, make_decoder
+from prompt_files import Row, read_rows
+from prompt_syntax import find_syntax
+from report import Report, reported
+from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
+from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, make_sweep, save_cells
 
 
 def main():
-    args = parse_arguments()
-    try:
-        run(args)
-    except KeyboardInterrupt:
-        print("stopped; the pictures named above are complete", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
-        fail(first_line(error))
+    with reported("--json" in sys.argv) as report:
+        args = parse_arguments(__doc__)
+        try:
+            run(args, report)
+        except (ValueError, ArithmeticError, OSError, RuntimeError) as error:  # CheckpointError is a ValueError
+            fail(first_line(error))
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace, report: Report):
+    if args.words:
+        tell("\n".join(known_words.known_names()))
+        return
+    args.prompt = as_text("--prompt", args.prompt)
+    args.negative = as_text("--negative", args.negative)
     earlier = {}
     if args.again:
         earlier = pictures.read_record(args.again)
         check_record(args.again, earlier)
-    prompts = choose_prompts(args, earlier)
-    check_output(args, len(prompts) * args.count)
-    chosen = choose_settings(args, earlier)
+    rows = choose_rows(args, earlier)
+    settings = [choose_settings(args, earlier, row.values, row.where) for row in rows]
+    counts = [row.values.get("count", args.count) for row in rows]
+    swept = choose_sweep(args, settings)
+    folder = choose_folder(args.out, swept) if swept else args.out
+    total = len(swept.cells) if swept else sum(counts)
+    cells = swept.cells if swept else settings
+    destination = check_output(args, folder, total)
+    check_before(args, cells, total)
+    if swept:
+        check_plan(swept, folder)
 
-    model, origin = load(chosen, args)
-    for key, default in tasks.defaults(model.facts, chosen["sampler"]).items():
-        if chosen[key] is None or key == "sampler":  # the default of a sampler's name is how we spell it
-            chosen[key] = default
-    check_options(chosen)
-    commit = model.revisions.get(chosen["model"], chosen["revision"])
-    record = chosen | origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
-    warn_of_changes(args.again, earlier, record)
-    warn_of_cuts(model, [*prompts, chosen["negative"] or ""])
-    draw(model, prompts, chosen, record, args)
+    with held(destination.folder, destination.longest_name):
+        check_space(destination, total, cells[0])
+        model, adapters, origin = load(settings[0], args)
+        for k, chosen in enumerate(cells):
+            complete(chosen, model, rows[k].where if k < len(rows) else "")
+        check_drawable(model, cells, rows)
+        check_space(destination, total, cells[0])
+        commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
+        record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
+        warn_of_changes(args.again, earlier, record)
+        warn_of_words(model, cells)
+        if swept:
+            check_after(args, model, cells, swept.columns)
+            draw_sweep(model, adapters, swept, record, args, folder, report)
+            return
+        merge(model, adapters, settings[0])
+        jobs = []
+        for chosen, count in zip(settings, counts):
+            jobs += repeat(chosen, count)
+        check_after(args, model, jobs, args.columns or args.count)
+        draw(model, jobs, record, args, destination, report)
 
 
-def choose_prompts(args: argparse.Namespace, record: dict[str, Any]) -> list[str]:
+def choose_sweep(args: argparse.Namespace, settings: list[Settings]) -> Sweep | None:
+    if args.xy is None:
+        return None
+    if len(settings) > 1 or args.count > 1 or args.grid or args.out.suffix.lower() in pictures.FORMATS:
+        fail("--xy: takes one prompt and a folder, without --count and --grid; seed=0..3 is an axis, and so is prompt=")
+    if args.format not in (None, "png"):
+        fail(f"--xy: writes PNG; leave out --format {args.format}")
+    return make_sweep(parse_axes(args.xy), settings[0])
+
+
+def choose_rows(args: argparse.Namespace, record: dict[str, Any]) -> list[Row]:
     """One prompt from --prompt or from the record of --again, or those of the file."""
-    if args.prompts is None:
-        return [record["prompt"] if args.prompt is None else args.prompt]
-    try:
-        lines = args.prompts.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{args.prompts}: cannot be read as text: {error}")
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        fail(f"{args.prompts}: holds no prompts; write one per line")
-    return prompts
+    if args.prompts is not None:
+        return read_rows(args.prompts)
+    return [Row("", {"prompt": record["prompt"] if args.prompt is None else args.prompt})]
 
 
-def check_output(args: argparse.Namespace, count: int):
+def check_output(args: argparse.Namespace, out: Path, count: int) -> Destination:
     """Refuse a name that so many pictures cannot be written to, before any of them is drawn."""
     if args.count < 1 or args.batch < 1 or (args.columns is not None and args.columns < 1):
         fail("--count, --batch and --columns: choose at least 1")
-    ending = args.out.suffix.lower()
-    if ending == ".png" and count > 1:
-        fail(f"--out {args.out}: one name for several pictures; give a folder")
-    if ending in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"):
-        fail(f"--out {args.out}: pictures are written as PNG; give a folder or a name that ends in .png")
-    if ending != ".png" and args.out.is_file():
-        fail(f"--out {args.out}: is a file; give a folder or a name that ends in .png")
+    return choose_destination(out, args.format, args.overwrite, count)
 
 
-def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[str, dict[str, str]]]:
-    """The model with all that was added to it, and where it comes from: the hashes of its files and of those that were
-    added, and the commits of all that came from the hub."""
+Loaded = tuple[Model, list[lora.Adapter], dict[str, dict[str, str]]]
+
+
+def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
+    """The model with the words that were added to it, the adapters to merge, and where all comes from: the hashes of
+    the model's files and of those that were added, and the commits of what came from the hub."""
     # Before anything is read: a slip in a flag should not cost the time of loading
-    loras = []
     for text in chosen["lora"] or ():
-        source, strength = split_at_colon(text)
-        loras.append((source, parse_strength(source, strength)))
+        parse_strength(*split_at_colon(text))
 
     model = weights.load(
         chosen["model"] or weights.MINIATURE,
@@ -154,7 +153,8 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
         source, token = split_at_colon(text)
         model = weights.add_embedding(model, fetch(source, args.offline, origin, weights.embedding_file), token)
     adapters = []
-    for source, strength in loras:
+    for text in chosen["lora"] or ():
+        source, _ = split_at_colon(text)
         file = fetch(source, args.offline, origin)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -164,9 +164,14 @@ def load(chosen: dict[str, Any], args: argparse.Namespace) -> tuple[Model, dict[
             warn(f"{source}: {len(adapter.unmatched)} tensors have no place in the model and are left out: {names}")
         for warning in caught:
             warn(str(warning.message))
-        adapters.append((adapter, strength))
-    lora.merge(model, adapters)
-    return model, origin
+        adapters.append(adapter)
+    return model, adapters, origin
+
+
+def merge(model: Model, adapters: Sequence[lora.Adapter], chosen: Settings):
+    """For good, each with its strength."""
+    strengths = [parse_strength(*split_at_colon(text)) for text in chosen["lora"] or ()]
+    lora.merge(model, list(zip(adapters, strengths)))
 
 
 def fetch(
@@ -188,50 +193,84 @@ def warn_of_changes(path: Path, earlier: dict[str, Any], record: dict[str, Any])
             warn(f"{path} was made with other {key}: it may come out differently")
 
 
-def warn_of_cuts(model: Model, texts: list[str]):
-    """Say which texts are too long for the model, and what it does not read."""
+def warn_of_words(model: Model, settings: Sequence[Settings]):
+    """Say what of the prompts is not read, is read literally, or means nothing to the small model that ships."""
+    prompts = list(dict.fromkeys(chosen["prompt"] for chosen in settings))
+    negatives = list(dict.fromkeys(chosen["negative"] or "" for chosen in settings))
+    texts = [*prompts, *negatives]
+    for message in find_syntax(texts):
+        warn(message)
     for text, cut in zip(texts, model.tokenizer(texts).cut):
         if cut:
             warn(f"too long, the end is not read: {shorten(text, 40)!r} is cut before {shorten(cut, 60)!r}")
+    names = known_words.known_names(model)
+    unknown = known_words.find_unknown(prompts, names, model.tokenizer.added) if names else {}
+    if unknown:
+        warn(known_words.tell_unknown(unknown, names))
 
 
 def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-def draw(model: Model, prompts: list[str], chosen: dict[str, Any], record: dict[str, Any], args: argparse.Namespace):
-    """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
-    texts = []
-    seeds = []
-    for prompt in prompts:
-        for k in range(args.count):
-            texts.append(prompt)
-            seeds.append(chosen["seed"] + k)
-    tasks.pair(texts, seeds)  # refuse a wrong seed before the first picture is drawn
-    settings = {key: chosen[key] for key in TASK_FIELDS} | {"negative": chosen["negative"]}
+def choose_preview(args: argparse.Namespace, model: Model, folder: Path) -> Preview | None:
+    if args.preview is None:
+        return None
+    return Preview(folder / PREVIEW, make_decoder(model, args.preview, args.offline), args.preview_every)
 
-    single = args.out.suffix.lower() == ".png"
-    folder = args.out.parent if single else args.out
-    number = pictures.next_number(folder)
+
+def draw_sweep(
+    model: Model, adapters: list[lora.Adapter], swept: Sweep, record: dict[str, Any], args: argparse.Namespace,
+    folder: Path, report: Report,
+):  # fmt: skip
+    """Draw the cells that are not there yet, and the grid of all."""
+    records = [record | cell for cell in swept.cells]
+    missing = find_missing(swept, folder, records)
+    if len(missing) < len(records):
+        tell(f"{len(records) - len(missing)} of {len(records)} pictures are in {folder} already")
+    look = choose_preview(args, model, folder)
+    drawn = draw_cells(model, adapters, records, missing, args.batch, look)
+    save_cells(swept, folder, records, drawn, report)
+
+
+def draw(
+    model: Model,
+    jobs: list[Settings],
+    record: dict[str, Any],
+    args: argparse.Namespace,
+    destination: Destination,
+    report: Report,
+):
+    """Draw and save batch by batch, so that what is finished stays when the rest is stopped."""
+    for job in jobs:  # refuse a record that is too long for the format, before the first picture is drawn
+        pictures.metadata(Path(f"picture{destination.suffix}"), record | job)
+    look = choose_preview(args, model, destination.folder)
     images = []
-    with tqdm(total=ceil(len(texts) / args.batch) * chosen["steps"], unit="step", disable=None) as bar:
-        for first in range(0, len(texts), args.batch):
-            batch = slice(first, first + args.batch)
-            drawn = tasks.text_to_image(
-                model, texts[batch], seeds=seeds[batch], watch=lambda step: bar.update(), **settings
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            for image, prompt, seed in zip(drawn, texts[batch], seeds[batch]):
-                path = args.out if single else folder / f"{number:05d}-{seed}.png"
-                pictures.save(image, path, record | {"prompt": prompt, "seed": seed})
-                tqdm.write(str(path))
-                number += 1
-            if args.grid:
-                images.append(drawn.cpu())
+    lost = Lost()
+    for number, image, seconds in in_turn(draw_batches(model, jobs, args.batch, look)):
+        made = record | jobs[number]
+        with lost.told_later(f"the picture of seed {made['seed']}"):
+            path = destination.save(image, made)
+            tell(path)
+            report.add_picture(path, made, seconds)
+        if args.grid:
+            images.append(image.cpu())
     if args.grid:
-        pictures.save(pictures.grid(torch.cat(images), args.columns or args.count), folder / "grid.png")
-        print(folder / "grid.png")
+        with lost.told_later("the grid"):
+            path = save_grid(pictures.grid(torch.stack(images), args.columns or args.count), destination)
+            report.add_file("grid", path)
+    lost.tell()
+
+
+def save_grid(image: torch.Tensor, destination: Destination) -> Path:
+    path = destination.folder / f"grid{destination.suffix}"
+    earlier = pictures.save_latest(image, path)
+    if earlier is not None:
+        warn(f"{path} of an earlier run is {earlier} now")
+    tell(path)
+    return path
 
 
 if __name__ == "__main__":
-    main()
+    warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
+    stopping.run(main, "stopped; the pictures named above are complete")

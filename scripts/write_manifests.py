@@ -6,6 +6,11 @@ from ldm: so a mistake in ldm cannot enter its own contract. Names are those of 
     python scripts/write_manifests.py
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 from pathlib import Path
@@ -65,6 +70,25 @@ SDXL_REFINER: Settings = SDXL | dict(
 )
 UNCLIP: Settings = SD2 | dict(class_embed_type="projection")
 
+# The settings of BK-SDM are those in its repository (src/unet_config); SSD-1B's and Segmind-Vega's follow from what
+# ComfyUI and AUTOMATIC1111 know of their files, and from the sizes of these; KOALA's from ComfyUI and its paper.
+BK_BASE: Settings = SD15 | dict(layers_per_block=1)
+BK_SMALL: Settings = BK_BASE | dict(mid_block_type=None)
+BK_TINY: Settings = BK_SMALL | dict(
+    block_out_channels=[320, 640, 1280], down_block_types=[CROSS_DOWN] * 3, up_block_types=[CROSS_UP] * 3
+)
+SSD_1B: Settings = SDXL | dict(
+    mid_block_type="UNetMidBlock2D",
+    transformer_layers_per_block=[1, [2, 2], [4, 4]],
+    reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
+)
+SEGMIND_VEGA: Settings = SDXL | dict(
+    mid_block_type="UNetMidBlock2D",
+    transformer_layers_per_block=[1, [1, 1], [2, 2]],
+    reverse_transformer_layers_per_block=[[2, 2, 2], [1, 1, 1], 1],
+)
+KOALA_700M: Settings = SDXL | dict(layers_per_block=1, mid_block_type=None, transformer_layers_per_block=[1, 2, 5])
+
 UNETS = {
     "sd15": SD15,
     "sd15_inpaint": SD15 | dict(in_channels=9),
@@ -78,6 +102,13 @@ UNETS = {
     "sdxl_inpaint": SDXL | dict(in_channels=9),
     "sdxl_refiner": SDXL_REFINER,
     "lcm_sdxl": SDXL | dict(time_cond_proj_dim=256),
+    "bk_sdm_base": BK_BASE,
+    "bk_sdm_small": BK_SMALL,
+    "bk_sdm_tiny": BK_TINY,
+    "ssd_1b": SSD_1B,
+    "segmind_vega": SEGMIND_VEGA,
+    "koala_700m": KOALA_700M,
+    "koala_1b": SDXL | dict(layers_per_block=1, transformer_layers_per_block=[1, 2, 6]),
 }
 
 F8: Settings = dict(
@@ -145,4 +176,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -3,6 +3,7 @@
 A schedule is a decreasing list of Python floats, noise levels sigma, that usually ends in 0.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..basics import EDM, Levels, NoiseTable, karras, leading
 from ..options import as_numbers, show, takes
-from . import spacing, tables
+from . import names, spacing, tables
 
 # The levels that networks were trained with
 
@@ -149,9 +150,9 @@ class Convention:
 EXACT = Convention()
 Chosen = tuple[list[float], dict[float, float]]  # sigmas with the end; the time of each sigma but the end
 
-# A name in SCHEDULES, or two as in "karras:leading": the levels of the first between the first and the last of the
-# second, as diffusers' Euler family has them. Or a list of decreasing sigmas with its end, which is taken as it is. Or
-# a function (levels, steps) -> such a list.
+# A name in SCHEDULES or another program's name for it. Or two as in "karras:leading": the levels of the first between
+# the first and the last of the second, as diffusers' Euler family has them. Or a list of decreasing sigmas with its
+# end, which is taken as it is. Or a function (levels, steps) -> such a list.
 Choice = str | Sequence[float] | Callable[[Levels, int], Sequence[float]]
 
 
@@ -161,7 +162,7 @@ def choose(levels: Levels, schedule: Choice, steps: int, convention: Convention 
     if not isinstance(schedule, str):
         return with_times(levels, checked_list(levels, schedule, steps), convention)
     if schedule not in SCHEDULES or isinstance(levels, EDM) or not 1 <= steps <= len(levels.sigmas):
-        check_schedule(levels, schedule, steps)
+        schedule = find_checked(levels, schedule, steps)
     name, _, within = schedule.partition(":")
     end = 0.0 if convention.ends_at_zero else levels.sigma_min
     if SCHEDULES[name].of == "times" and isinstance(levels, NoiseTable):
@@ -246,26 +247,36 @@ def checked_list(levels: Levels, schedule: Choice, steps: int) -> list[float]:
     return sigmas
 
 
-def check_schedule(levels: Levels, schedule: str, steps: int) -> None:
-    """Raises ValueError for a schedule that does not exist, or one or a number of steps that the model cannot have. A
-    plain name and a usual number of steps on a table of levels do not need this second look."""
+def find_checked(levels: Levels, schedule: str, steps: int) -> str:
+    """The schedule in our spelling; one of our names with a usual number of steps on a table needs no such look. Raises
+    ValueError for one that does not exist, or one or a number of steps that the model cannot have."""
+    schedule = find(schedule)
     name, colon, within = schedule.partition(":")
     ranges = [key for key, value in SCHEDULES.items() if value.of == "range"]
     spacings = [key for key, value in SCHEDULES.items() if value.of == "times"]
-    if name not in SCHEDULES or (colon and (within not in spacings or name not in ranges)):
+    if colon and (within not in spacings or name not in ranges):
         raise ValueError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     if isinstance(levels, NoiseTable):
         if not 1 <= steps <= len(levels.sigmas):
             raise ValueError(f"{steps} steps: choose 1 to {len(levels.sigmas)}, the number of trained noise levels")
-        return
+        return schedule
     if colon or name not in ranges:
         offer = ", ".join(ranges)
         raise ValueError(f"schedule {schedule!r} needs trained time steps and this model has none: choose {offer}")
     if steps < 1:
         raise ValueError(f"{steps} steps: choose at least 1")
+    return schedule
+
+
+def find(schedule: str, sdxl: bool | None = None) -> str:
+    """The name in SCHEDULES of a schedule by any name of other programs; see names.find."""
+    return names.find(schedule, SCHEDULES, sdxl)
+
+
+AT_LAST_TIME = re.compile("lin[ _-]?space|trailing", re.IGNORECASE)  # the schedules that begin at the last time
 
 
 def start_std(sigma: float, schedule: Choice, convention: Convention = EXACT) -> float:
     """Standard deviation of the noise that sampling begins with: sqrt(1 + sigma^2), or sigma; see Convention."""
-    at_last_time = isinstance(schedule, str) and schedule.split(":")[-1] in ("linspace", "trailing")
+    at_last_time = isinstance(schedule, str) and AT_LAST_TIME.search(schedule)
     return sigma if at_last_time and not convention.unit_variance else sqrt(1 + sigma**2)

@@ -11,6 +11,11 @@ are medians over the turns. A rate is given as a share of what a large copy and 
 Rows are written as they are measured; what fails becomes a row that says so.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import itertools
 import math
@@ -209,4 +214,4 @@ def open_writer(path: Path | None) -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -8,6 +8,11 @@ which is `check_finite=False`, is the row to compare it with. Both of ours also 
 does not overflow.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 import statistics
@@ -153,4 +158,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

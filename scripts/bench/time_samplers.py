@@ -8,6 +8,11 @@ it, and then with our denoiser around a ready output, which does what theirs doe
 leave out drawing, on both sides. Needs the `test` extra. Prints a table; --out appends it to a Markdown file.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import inspect
 import platform
@@ -215,4 +220,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -6,6 +6,11 @@
 Needs the `test` extra. Prints a table; --out appends it to a Markdown file.
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import platform
 import statistics
@@ -152,4 +157,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

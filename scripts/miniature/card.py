@@ -3,6 +3,11 @@
 python scripts/miniature/card.py --model weights/miniature
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 from pathlib import Path
@@ -145,4 +150,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -9,6 +9,11 @@ their hashes, and writes to --out
     python scripts/miniature/data.py --out build/miniature
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import hashlib
 import io
@@ -183,4 +188,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

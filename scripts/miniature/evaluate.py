@@ -7,6 +7,11 @@ Writes evaluation.json to the model's folder.
     python scripts/miniature/evaluate.py --from build/miniature --model weights/miniature
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 import random
@@ -136,4 +141,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

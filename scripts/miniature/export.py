@@ -6,6 +6,11 @@ that diffusers reads too, tokenizer files, loss.png and training.json (the facts
     python scripts/miniature/export.py --from build/miniature --to weights/miniature
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import json
 import shutil
@@ -120,4 +125,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

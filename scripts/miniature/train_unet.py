@@ -9,6 +9,11 @@ time loses at most --save seconds of work. Several processes share the work, eac
     torchrun --nproc-per-node 2 scripts/miniature/train_unet.py
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import copy
 import dataclasses
@@ -276,4 +281,4 @@ def update_average(training: Training, most: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

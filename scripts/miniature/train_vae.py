@@ -7,6 +7,11 @@ trained on, while the latents no longer change. Writes vae.pt (a checkpoint, res
     python scripts/miniature/train_vae.py --out build/miniature --minutes 13 --decoder-minutes 27
 """
 
+if __name__ == "__main__":
+    from ldm import stopping
+
+    stopping.listen()
+
 import argparse
 import dataclasses
 from dataclasses import dataclass
@@ -185,4 +190,4 @@ def learn(training: Training, loss: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopping.run(main)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import signal
@@ -50,6 +51,7 @@ def run(monkeypatch, capsys):
         assert code != 2 or len(lines) == 1 and lines[0].startswith("error: "), err
         return out + err
 
+    run.main = main
     return run
 
 
@@ -370,6 +372,73 @@ def test_code_in_a_pickle_is_not_run(new, run, tmp_path):
     told = run(tmp_path / "evil.ckpt", "--to", tmp_path / "out.safetensors", code=2)
     assert f"error: {tmp_path / 'evil.ckpt'} cannot be converted: it asks for posix.system, which is no tensor" in told
     assert [path.name for path in tmp_path.iterdir()] == ["evil.ckpt"]
+
+
+def pickled_vae(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    shutil.copy(weights.MINIATURE / "vae" / "config.json", folder)
+    torch.save(
+        load_file(weights.MINIATURE / "vae" / "diffusion_pytorch_model.safetensors"),
+        folder / "diffusion_pytorch_model.bin",
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "source, target, here",
+    [
+        ("..", "out", "vae/in"),
+        (".", "out", "vae"),
+        (".", "sub/out", "vae"),
+        ("vae", "vae/a/out", ""),
+        ("../..", "x", "vae/a/b"),
+    ],
+)
+def test_nothing_is_written_beside_the_destination(source, target, here, run, tmp_path, monkeypatch):
+    """Though the source's name may be none, or the destination lie in it; and after a failure not even the folders
+    that were made for it are left."""
+    pickled_vae(tmp_path / "vae")
+    (tmp_path / here).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / here)
+    before = sorted(tmp_path.rglob("*"))
+    run(source, "--to", target, code=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    target = Path(target + ".safetensors")
+    run(source, "--to", target, "--part", "vae")
+    parents = [parent for parent in target.absolute().parents if tmp_path in parent.parents and parent not in before]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, target.absolute(), *parents])
+    shutil.rmtree(tmp_path / "vae")
+
+
+def test_no_room_for_what_stood_in_a_pickle(run, tmp_path):
+    torch.save({"a": torch.ones(1_000_000)}, tmp_path / "a.ckpt")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        told = run(tmp_path / "a.ckpt", "--to", tmp_path / "x.safetensors", code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"error: {tmp_path / 'a.ckpt'} cannot be converted: File too large" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "program, words",
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGXCPU)", "it takes far more time than a file of its size"),
+        ("import time; time.sleep(60)", "it takes more than 0.2 seconds"),
+        ("import sys; sys.exit('\\x1b[2J' + 'x' * 5000)", "cannot be converted: \\x1b[2Jxxx"),
+        ("import os; os.abort()", "the process ended with -6"),
+    ],
+)
+def test_a_process_that_ends_badly_is_one_line(program, words, run, tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.ckpt")
+    (tmp_path / "program.py").write_text(program)
+    settings = run.main.__globals__
+    monkeypatch.setitem(settings, "UNPICKLE", tmp_path / "program.py")
+    monkeypatch.setitem(settings, "PATIENCE", 0.2 if "sleep" in program else 600)
+    told = run(tmp_path / "a.ckpt", "--to", tmp_path / "x.safetensors", code=2)
+    assert words in told and len(told) < 1000 and "\x1b" not in told
 
 
 def test_errors_name_the_users_file(run, tmp_path):

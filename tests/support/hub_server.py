@@ -16,11 +16,15 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
 
 ERRORS = {
     "GatedRepo": (403, "Access to this model is restricted"),
@@ -30,6 +34,21 @@ ERRORS = {
     "BadToken": (401, "Invalid credentials in Authorization header"),
     "Busy": (503, "Service unavailable"),
 }
+
+
+def connect(monkeypatch, url: str, home: Path, **settings):
+    """What HF_ENDPOINT=url and HF_HOME=home do. Without telemetry the client asks for nothing but the model."""
+    settings = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "DOWNLOAD_CHUNK_SIZE": 2**16,
+    } | settings
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
 
 
 class Asked(NamedTuple):
@@ -50,7 +69,9 @@ class Repo:
 class Hub(ThreadingHTTPServer):
     """What can go wrong. cuts: file -> for each of its next downloads, after how many bytes the connection breaks, by a
     reset if the number is negative. stalls: file -> after how many bytes nothing more comes, once. spoiled: file -> the
-    bytes that are sent in its place. before: called before each answer."""
+    bytes that are sent in its place. headers: sent with every file, in place of the true ones. entries: file -> what
+    the listing says of it otherwise. lies: part of a path -> what answers in the hub's place. before: called before
+    each answer."""
 
     daemon_threads = True
 
@@ -61,6 +82,10 @@ class Hub(ThreadingHTTPServer):
         self.cuts: dict[str, list[int]] = {}
         self.stalls: dict[str, int] = {}
         self.spoiled: dict[str, bytes] = {}
+        self.headers: dict[str, str] = {}
+        self.entries: dict[str, dict] = {}
+        self.lies: dict[str, Callable[[Handler], None]] = {}
+        self.poured: list[int] = []
         self.stalled, self.closed = threading.Event(), threading.Event()
         self.before = lambda path: None
         self.ignore_ranges = self.xet = False
@@ -102,6 +127,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.server.before(path)
+        for part, lie in self.server.lies.items():
+            if part in path:
+                self.note(path)
+                self.close_connection = True
+                return lie(self)
         parts = path.strip("/").split("/")
         match parts:
             case ["api", "models", owner, name, "revision", *revision]:
@@ -137,6 +167,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
+    def pour(self, piece: bytes, headers: dict[str, str] = {}, pause: float = 0, status: int = 200) -> int:
+        """Answer with the same piece for ever, until the other side goes or the hub closes; -> the bytes that left."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        sent = 0
+        with suppress(OSError):
+            while not self.server.closed.wait(pause):
+                sent += self.connection.send(piece)
+        self.server.poured.append(sent)
+        return sent
+
     def find(self, name: str, revision: str) -> tuple[Repo, str] | None:
         repo = self.server.repos.get(name)
         if repo is None:
@@ -150,7 +193,8 @@ class Handler(BaseHTTPRequestHandler):
             repo, commit = found
             if repo.error and repo.error != "GatedRepo":
                 return self.fail(repo.error)
-            siblings = [describe(file, data) for file, data in repo.commits[commit].items()]
+            entries = self.server.entries
+            siblings = [describe(file, data) | entries.get(file, {}) for file, data in repo.commits[commit].items()]
             body = json.dumps({"id": name, "sha": commit, "gated": repo.error == "GatedRepo", "siblings": siblings})
             self.answer(200, {"Content-Type": "application/json"}, body.encode())
 
@@ -173,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
         }
         if self.server.xet:
             headers |= {"X-Xet-Hash": sha256(data), "X-Xet-Refresh-Route": f"/api/models/{name}/xet-read-token/main"}
-        self.answer(302, headers)
+        self.answer(302, headers | self.server.headers)
 
     def send_file(self, name: str, commit: str, file: str, redirected: bool = False):
         data = self.server.repos[name].commits[commit][file]
@@ -191,12 +235,13 @@ class Handler(BaseHTTPRequestHandler):
             len(sent) if self.command == "GET" else 0,
         )
         self.send_response(206 if start else 200)
-        for key, value in {
+        headers = {
             "Content-Length": len(body) - start,
             "X-Repo-Commit": commit,
             "ETag": f'"{git_hash(data)}"',
             "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}",
-        }.items():
+        }
+        for key, value in (headers | self.server.headers).items():
             if start or key != "Content-Range":
                 self.send_header(key, str(value))
         self.end_headers()

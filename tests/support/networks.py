@@ -34,6 +34,8 @@ SDXL = dict(channels=(32, 64, 96), heads=(8, 4, 6), depth=(0, 2, 3), mid_depth=3
 REFINER = dict(
     channels=(32, 64, 96, 96), heads=(8, 4, 6, 3), depth=(0, 2, 3, 0), mid_depth=1, vector_dim=POOLED + 5 * TIME_ID
 )
+BK_TINY = dict(channels=(32, 64, 96), heads=(2, 4, 3))
+THREE_LEVELS = dict(channels=(32, 64, 96), heads=(8, 4, 6), vector_dim=POOLED + 6 * TIME_ID)
 
 REFERENCE = dict(norm_num_groups=16, cross_attention_dim=40)
 REFERENCE_SD15 = REFERENCE | dict(
@@ -75,6 +77,24 @@ REFERENCE_REFINER = REFERENCE_SDXL | dict(
     transformer_layers_per_block=[4, 2, 3, 1],
     projection_class_embeddings_input_dim=64,
 )
+REFERENCE_BK_SMALL = REFERENCE_SD15 | dict(layers_per_block=1, mid_block_type=None)
+REFERENCE_BK_TINY = REFERENCE_BK_SMALL | dict(
+    block_out_channels=[32, 64, 96],
+    attention_head_dim=[2, 4, 3],
+    down_block_types=[CROSS_DOWN] * 3,
+    up_block_types=[CROSS_UP] * 3,
+)
+REFERENCE_SSD_1B = REFERENCE_SDXL | dict(  # its depths, and those of the others, are as published
+    mid_block_type="UNetMidBlock2D",
+    transformer_layers_per_block=[1, [2, 2], [4, 4]],
+    reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
+)
+REFERENCE_VEGA = REFERENCE_SSD_1B | dict(
+    transformer_layers_per_block=[1, [1, 1], [2, 2]], reverse_transformer_layers_per_block=[[2, 2, 2], [1, 1, 1], 1]
+)
+REFERENCE_KOALA_700M = REFERENCE_SDXL | dict(
+    layers_per_block=1, mid_block_type=None, transformer_layers_per_block=[1, 2, 5]
+)
 
 TINY_UNETS: dict[str, tuple[UNetConfig, dict]] = {
     "sd15": (tiny_unet("sd15", **SD15), REFERENCE_SD15),
@@ -95,6 +115,16 @@ TINY_UNETS: dict[str, tuple[UNetConfig, dict]] = {
     "sdxl_inpaint": (tiny_unet("sdxl_inpaint", **SDXL), REFERENCE_SDXL | dict(in_channels=9)),
     "sdxl_refiner": (tiny_unet("sdxl_refiner", **REFINER), REFERENCE_REFINER),
     "lcm_sdxl": (tiny_unet("lcm_sdxl", **SDXL, guidance_dim=20), REFERENCE_SDXL | dict(time_cond_proj_dim=20)),
+    "bk_sdm_base": (tiny_unet("bk_sdm_base", **SD15), REFERENCE_SD15 | dict(layers_per_block=1)),
+    "bk_sdm_small": (tiny_unet("bk_sdm_small", **SD15), REFERENCE_BK_SMALL),
+    "bk_sdm_tiny": (tiny_unet("bk_sdm_tiny", **BK_TINY), REFERENCE_BK_TINY),
+    "ssd_1b": (tiny_unet("ssd_1b", **THREE_LEVELS), REFERENCE_SSD_1B),
+    "segmind_vega": (tiny_unet("segmind_vega", **THREE_LEVELS), REFERENCE_VEGA),
+    "koala_700m": (tiny_unet("koala_700m", **THREE_LEVELS), REFERENCE_KOALA_700M),
+    "koala_1b": (
+        tiny_unet("koala_1b", **THREE_LEVELS),
+        REFERENCE_SDXL | dict(layers_per_block=1, transformer_layers_per_block=[1, 2, 6]),
+    ),
     "miniature": (
         UNetConfig(
             in_channels=4,

@@ -32,6 +32,7 @@ from support.networks import (
     REFERENCE_UNCLIP,
 )
 from support.numbers import randomize
+from weights.disk.safetensors import Entry, Held
 from weights.disk.settings import Settings
 from weights.layouts import diffusers_configs as configs
 from weights.layouts.names import SINGLE_FILES, UNET_AND_VAE, Piece, ema_key, pieces
@@ -120,10 +121,15 @@ def ema_of(keys: Listed) -> Listed:
     return {ema_key(key): value for key, value in keys.items() if key.startswith("model.diffusion_model.")}
 
 
+def on_disk(keys: Listed) -> dict[str, Held]:
+    """As if a file held them; their values are nowhere."""
+    return {key: Held("published", key, Entry(dtype, shape, 0, 0)) for key, (dtype, shape) in keys.items()}
+
+
 def file_size(keys: Listed, metadata: dict | None, by_name: bool, padded: bool) -> int:
     """Bytes of the safetensors file. Older versions of the library sorted tensors by name and padded no header."""
     order = sorted(keys, key=lambda key: (0 if by_name else -BYTES[keys[key][0]], key))
-    header, end = {"__metadata__": metadata} if metadata else {}, 0
+    header, end = {} if metadata is None else {"__metadata__": metadata}, 0
     for key in order:
         dtype, shape = keys[key]
         begin, end = end, end + BYTES[dtype] * prod(shape)

@@ -25,10 +25,11 @@ from support.single_files import (
     Written,
     ema_of,
     file_size,
+    on_disk,
     published,
 )
 from weights.checkpoint import build, match_tensors
-from weights.disk.safetensors import Entry, Held
+from weights.disk.safetensors import Held
 from weights.layouts.names import SINGLE_FILES
 from weights.layouts.single_file import describe_stored
 
@@ -110,10 +111,6 @@ def test_names_and_shapes_of_published_files_to_the_byte(name):
     _, keys, count, size, metadata, by_name, padded = FILES[name]
     assert len(keys()) == count
     assert file_size(keys(), metadata, by_name, padded) == size
-
-
-def on_disk(keys) -> dict:
-    return {key: Held("published", key, Entry(dtype, shape, 0, 0)) for key, (dtype, shape) in keys.items()}
 
 
 def value(held: Held) -> torch.Tensor:

@@ -29,6 +29,13 @@ TOTALS = {
     "unet_sdxl_inpaint": (2_567_478_084, 1680),
     "unet_sdxl_refiner": (2_259_526_660, 1220),
     "unet_lcm_sdxl": (2_567_545_604, 1681),
+    "unet_bk_sdm_base": (579_384_964, 442),  # these seven: 0.58, 0.49 and 0.33; 1.3, 0.74; 0.78 and 1.16 billion, as
+    "unet_bk_sdm_small": (482_346_884, 396),  # their papers say
+    "unet_bk_sdm_tiny": (323_384_964, 358),
+    "unet_ssd_1b": (1_331_334_404, 944),
+    "unet_segmind_vega": (745_225_604, 564),
+    "unet_koala_700m": (782_822_724, 584),
+    "unet_koala_1b": (1_161_184_324, 790),
     "vae_sd": (83_653_863, 248),
     "vae_sd_x4": (55_325_927, 204),
     "vae_taesd": (2_445_063, 134),

@@ -1,16 +1,16 @@
 """What is written appears under its name when it is complete: a file, a folder, the shards of a network."""
 
 import json
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ldm.scratch import place, scratch_folder, sweep
 
 from ..errors import CheckpointError, shown
 from .safetensors import is_finite
@@ -22,13 +22,28 @@ def atomic_path(path: Path) -> Generator[Path]:
     CheckpointError if `path` is taken or cannot be written."""
     try:
         if path.exists() or path.is_symlink():
-            raise CheckpointError(f"{path} exists already: choose another name, or remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as scratch:
-            yield Path(scratch) / path.name
-            os.replace(Path(scratch) / path.name, path)
+            sweep(path.parent)  # a program may have been killed just after it was done
+            raise taken(path)
+        with scratch_folder(path.parent) as scratch:
+            part = scratch / path.name
+            yield part
+            move_complete(part, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def move_complete(part: Path, path: Path) -> None:
+    if part.is_dir():
+        part.rename(path)
+        return
+    try:
+        place(part, path)
+    except FileExistsError:  # since the beginning
+        raise taken(path) from None
+
+
+def taken(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} exists already: choose another name, or remove it")
 
 
 def write_tensors(

@@ -5,14 +5,14 @@ mixes two versions of a model. The files lie in the cache that all of the hub's 
 
     models--owner--name/refs/main               the commit that a branch or tag had when it was last fetched whole
                         snapshots/<commit>/...  links to
-                        blobs/<sha256>          and, while it arrives, <sha256>.incomplete
+                        blobs/<hash>            and, while it arrives, <hash>.incomplete
                         listings/<commit>.json  ours: all that the commit holds; it tells a part from the whole offline
 
-The client itself begins an interrupted download again from the start, so the large files are fetched by `resume`.
+The client itself takes the name of a blob from the answer's ETag, which may be any path, and begins an interrupted
+download again from the start. So files are fetched by `resume`, under the hash that the listing gives.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -22,14 +22,17 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
-from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from filelock import FileLock, Timeout
+from huggingface_hub import constants
 
-from ..disk.settings import read_json
+from ldm.scratch import place, scratch_folder
+from ldm.terminal import printable, say
+
 from ..errors import CheckpointError, listed, shown
-from .resume import fetch_blob
+from .connection import Refused, shortened
+from .listing import COMMIT, File, Listing, check_names, keep, on_hub, read_listing
+from .resume import fetch_blob, lock_of
 from .wanted import one_file
 
 NAME = r"\w(?:[\w.-]*\w)?"
@@ -39,8 +42,7 @@ REPO = re.compile(
     re.ASCII,
 )
 REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
-COMMIT = re.compile("[0-9a-f]{40}")
-SHA256 = re.compile("[0-9a-f]{64}")
+PART = re.compile("([0-9a-f]{40}|[0-9a-f]{64}).incomplete")
 
 
 class Fetched(NamedTuple):
@@ -50,16 +52,6 @@ class Fetched(NamedTuple):
     commit: str
 
 
-class File(NamedTuple):
-    """What the hub says of a file; a hash only of large ones, and weights always are."""
-
-    size: int
-    sha256: str | None
-
-
-Listing = dict[str, File]  # by name
-
-
 def is_repo(source: str) -> bool:
     """Does it name a model on the hub, "owner/name", or a file in one, "owner/name/file.safetensors"? A path that
     exists is a path."""
@@ -67,7 +59,7 @@ def is_repo(source: str) -> bool:
 
 
 def print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(printable(line), sys.stderr)
 
 
 def fetch(
@@ -109,44 +101,19 @@ def fetch(
             size = megabytes(sum(listing[name].size for name in names))
             what = f"{repo}, {revision} at {commit[:12]}: {len(names)} files of {size}"
             download(repo, commit, missing, home, what, tell)
+            sweep_parts(home / "blobs", listing)
         if not offline and revision != commit:
-            keep(home / "refs" / revision, commit)
+            keep(home, home / "refs" / revision, commit)
     return Fetched(folder / names[0] if len(names) == 1 else folder, commit)
 
 
 def choose(wanted: Callable[[list[str]], list[str]], listing: Listing, repo: str, commit: str) -> list[str]:
     try:
-        return wanted(sorted(listing))
+        names = wanted(sorted(listing))
+        check_names(names)
+        return names
     except CheckpointError as error:
         raise CheckpointError(f"{repo} at {commit[:12]}: {error}") from None
-
-
-def on_hub(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
-    """The commit and what it holds. A commit that was listed before needs no request: it never changes."""
-    known = read_listing(home, revision) if COMMIT.fullmatch(revision) else None
-    if known:
-        return revision, known
-    try:
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        siblings = info.siblings
-        listing = {file.rfilename: describe_file(file) for file in siblings or ()}
-        commit = str(info.sha)
-        is_sound = siblings is not None and COMMIT.fullmatch(commit) and all(map(has_sound_hash, listing.values()))
-    except (ValueError, TypeError, KeyError, AttributeError):  # a sign-in page of the local network, say
-        is_sound = False
-    if not is_sound:
-        raise CheckpointError(f"{repo}: {constants.ENDPOINT} does not answer as the hub does")
-    keep(home / "listings" / f"{commit}.json", json.dumps(listing))
-    return commit, listing
-
-
-def describe_file(file) -> File:
-    """One entry of the hub's answer."""
-    return File(int(file.size), file.lfs.sha256 if file.lfs else None)
-
-
-def has_sound_hash(file: File) -> bool:
-    return file.sha256 is None or bool(SHA256.fullmatch(file.sha256))
 
 
 def in_cache(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
@@ -171,22 +138,6 @@ def commit_of(revision: str, home: Path) -> str | None:
     return commit if COMMIT.fullmatch(commit) and (home / "snapshots" / commit).is_dir() else None
 
 
-def read_listing(home: Path, commit: str) -> Listing | None:
-    try:
-        return {name: File(*entry) for name, entry in read_json(home / "listings" / f"{commit}.json").items()}
-    except (CheckpointError, TypeError):  # never written, or damaged
-        return None
-
-
-def keep(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all. A cache that others share may be read-only: then it is not kept."""
-    part = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        os.replace(part, path)
-
-
 def is_complete(path: Path, file: File) -> bool:
     return path.is_file() and path.stat().st_size == file.size
 
@@ -204,20 +155,43 @@ def download(repo: str, commit: str, files: Listing, home: Path, what: str, tell
         )
     tell(f"{what}, {megabytes(left)} of it to download into {home}")
     for name, file in files.items():
-        damaged = home / "snapshots" / commit / name  # it is not whole, or not there
-        for path in (damaged.resolve(), damaged):
-            path.unlink(missing_ok=True)
-        if file.sha256:
-            fetch_blob(repo, name, commit, file.size, blobs / file.sha256)
-        hf_hub_download(repo, name, revision=commit)  # a blob that is there is only linked
+        assert file.blob is not None  # `on_hub` accepts no other
+        blob = blobs / file.blob
+        link = home / "snapshots" / commit / name
+        for path in (link, blob):
+            if not is_complete(path, file):
+                path.unlink(missing_ok=True)
+        fetch_blob(repo, name, commit, file, blob)
+        put(blob, link)
+
+
+def put(blob: Path, link: Path) -> None:
+    """The name that readers open."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    except FileExistsError:  # by another process
+        return
+    except OSError:  # a file system without links: then a copy
+        with scratch_folder(blob.parents[1]) as scratch, suppress(FileExistsError):
+            place(Path(shutil.copyfile(blob, scratch / "copy")), link)
+
+
+def sweep_parts(blobs: Path, listing: Listing) -> None:
+    """Remove what killed processes left of files that the commit, which is fetched by now, does not hold."""
+    known = {f"{file.blob}.incomplete" for file in listing.values()}
+    for path in blobs.iterdir():
+        if PART.fullmatch(path.name) and path.name not in known:
+            with suppress(OSError, Timeout), FileLock(lock_of(path.with_suffix("")), timeout=0):
+                path.unlink()
 
 
 def count_arrived(files: Listing, blobs: Path) -> int:
     """Bytes that need no download, for they lie there whole or from an earlier attempt."""
     count = 0
     for file in files.values():
-        for path in (blobs / f"{file.sha256}.incomplete", blobs / f"{file.sha256}"):
-            if file.sha256 and path.is_file():
+        for path in (blobs / f"{file.blob}.incomplete", blobs / f"{file.blob}"):
+            if path.is_file():
                 count += path.stat().st_size
     return count
 
@@ -242,24 +216,23 @@ def explain(error: Exception, repo: str, revision: str, home: Path) -> str:
     """One line about what the client raised."""
     page = f"{constants.ENDPOINT}/{repo}"
     match error:
-        case GatedRepoError():
+        case Refused(code="GatedRepo"):
             return f"{repo} is gated: accept its licence at {page}, then log in with `hf auth login`"
-        case RepositoryNotFoundError():
+        case Refused(code="RepoNotFound"):
             return (
                 f"{repo}: there is no such folder here, and no such model at {page}, or a private one: check the "
                 "name, or log in with `hf auth login`"
             )
-        case RevisionNotFoundError():
+        case Refused(code="RevisionNotFound"):
             return f"{repo} has no revision {shown(revision)}: {page}/tree/main shows those it has"
-        case HfHubHTTPError():
-            status = error.response.status_code
-            advice = "log in with `hf auth login`" if status in (401, 403) else "try again later"
-            return f"{repo}: {constants.ENDPOINT} answered {status}, {error.server_message or 'no reason'}: {advice}"
+        case Refused():
+            advice = "log in with `hf auth login`" if error.status in (401, 403) else "try again later"
+            return f"{repo}: {constants.ENDPOINT} answered {error.status}, {error.message or 'no reason'}: {advice}"
         case OSError(errno=errno.ENOSPC):
             return f"{repo}: the disk is full: make room for {home}, and run again to go on from here"
         case OSError(errno=int(), filename=str()):
             return f"{repo}: {error.filename} cannot be written: {error.strerror}"
-    reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
+    reason = shortened(str(error.__cause__ or error).partition("\n")[0]) or type(error).__name__
     held = commit_of(revision, home)
     instead = f", or take the cached commit {held[:12]} with offline" if held else ""
     return f"{repo}: the connection to {constants.ENDPOINT} failed, {reason}: run again to go on from here{instead}"

@@ -6,6 +6,7 @@ facts, in this package.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ from ..disk.write import write_json, write_shards, write_text
 from ..errors import CheckpointError, shown
 from . import diffusers_configs as configs
 from .diffusers_scheduler import read_scheduler, write_low_res_scheduler, write_scheduler
+from .distilled import TITLES
 
 INDEX = "model_index.json"
 COMPONENTS = {  # that we read -> their classes
@@ -85,7 +87,8 @@ def read(
     check_fit(facts, unet_json.file, unet_json.one("addition_time_embed_dim", None, WIDTH) if family.numbers else 0)
     parts = {"unet": unet, "vae": vae, **texts}
     parts = {name: read_part(folder / name, cfg, variant, folder) for name, cfg in parts.items() if name not in without}
-    return Checkpoint(facts, parts, folder, "diffusers", extras=other_components(index))
+    evidence = TITLES.get(replace(unet, in_channels=4, guidance_dim=0), ())
+    return Checkpoint(facts, parts, folder, "diffusers", evidence=evidence, extras=other_components(index))
 
 
 def read_part(folder: Path, config: NetworkConfig, variant: str | None, root: Path) -> Part:
@@ -229,10 +232,7 @@ def describe_components(facts: ModelConfig) -> dict[str, dict]:
     number_width = 0
     if facts.family.numbers:
         number_width = (facts.unet.vector_dim - facts.texts[-1].projection) // facts.family.numbers
-    if isinstance(facts.vae, TinyVAEConfig):
-        vae = configs.write_tiny_vae(facts.vae)
-    else:
-        vae = configs.write_vae(facts.vae, facts.latent, facts.size, facts.careful_vae)
+    vae = configs.write_vae(facts.vae, facts.latent, facts.size, facts.careful_vae)
     found = {
         "unet/config.json": configs.write_unet(facts.unet, facts.size // facts.vae.factor, number_width),
         "vae/config.json": vae,

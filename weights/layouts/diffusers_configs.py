@@ -12,6 +12,8 @@ from ldm.config import CLIPConfig, LatentConfig, TinyVAEConfig, UNetConfig, VAEC
 
 from ..checkpoint import NetworkConfig
 from ..disk.settings import COUNT, FLAG, NUMBER, WIDTH, Kind, Settings, among
+from .diffusers_taesd import read_tiny_vae, write_tiny_vae
+from .distilled import COUNTS, DEPTHS, MIDDLES, UP_DEPTHS, USUAL_MIDDLE, read_lists, write_depths
 
 
 class Setting(NamedTuple):
@@ -30,21 +32,17 @@ UNET_ONLY = {  # setting -> the values we implement, the first of them its defau
     "_class_name": ("UNet2DConditionModel",), "act_fn": SILU, "norm_eps": (1e-5,), "center_input_sample": (False,),
     "flip_sin_to_cos": (True,), "freq_shift": (0,), "time_embedding_type": ("positional",),
     "time_embedding_dim": (None,), "time_embedding_act_fn": (None,), "timestep_post_act": (None,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "mid_block_scale_factor": (1,),
+    "mid_block_type": (USUAL_MIDDLE, *MIDDLES), "mid_block_scale_factor": (1,),
     "mid_block_only_cross_attention": (None, False), "downsample_padding": (1,), "conv_in_kernel": (3,),
     "conv_out_kernel": (3,), "resnet_time_scale_shift": ("default",), "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1,), "reverse_transformer_layers_per_block": (None,),
-    "dual_cross_attention": (False,), "attention_type": ("default",), "cross_attention_norm": (None,),
+    "resnet_out_scale_factor": (1,), "dual_cross_attention": (False,), "attention_type": ("default",),
+    "cross_attention_norm": (None,),
     "class_embeddings_concat": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
     "class_embed_type": (None, "projection"), "addition_embed_type": (None, "text_time"),
 }
 VAE_ONLY = {
     "_class_name": ("AutoencoderKL",), "act_fn": SILU, "shift_factor": (None, 0), "mid_block_add_attention": (True,),
     "use_quant_conv": (True,), "use_post_quant_conv": (True,),
-}
-TINY_ONLY = {
-    "_class_name": ("AutoencoderTiny",), "act_fn": ("relu",), "upsample_fn": ("nearest",),
-    "upsampling_scaling_factor": (2,), "scaling_factor": (1.0,), "shift_factor": (0.0, None),
 }
 CLIP_ONLY = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 # fmt: on
@@ -114,23 +112,25 @@ def read_unet(json: Settings) -> UNetConfig:
     attention = attention_levels(json, levels)
     heads_key = "attention_head_dim" if json.values.get("num_attention_heads") is None else "num_attention_heads"
     heads = json.per_level(heads_key, 8, WIDTH, levels)  # the number of heads, whatever its first name says
-    depth = json.per_level("transformer_layers_per_block", 1, COUNT, levels)
+    kind = COUNT if json.values.get(UP_DEPTHS) is None else COUNTS
+    depth = json.per_level(DEPTHS, 1, kind, levels)
     cross_only = json.per_level("only_cross_attention", False, FLAG, levels)
     check_divides(json, "norm_num_groups", channels, [fields["groups"]] * levels)
     used = [i for i in range(levels) if attention[i] or i == levels - 1]  # the middle has the heads of the last level
     check_divides(json, heads_key, [channels[i] for i in used], [heads[i] for i in used])
-    return UNetConfig(
+    cfg = UNetConfig(
         **fields,
         channels=channels,
         linear_projection=json.flag("use_linear_projection"),
         heads=heads,
         depth=tuple(blocks if here else 0 for blocks, here in zip(depth, attention)),
-        mid_depth=depth[-1],
+        mid_depth=MIDDLES.get(json.values.get("mid_block_type", USUAL_MIDDLE), depth[-1]),
         context_dim=json.equal("cross_attention_dim", 1280, WIDTH, levels),
         layers=json.equal("layers_per_block", 2, COUNT, levels),
         cross_only=cross_only if any(cross_only) else (),
         **added_embeddings(json),
     )
+    return cfg if kind is COUNT else read_lists(cfg, json)
 
 
 def attention_levels(json: Settings, levels: int) -> tuple[bool, ...]:
@@ -172,7 +172,7 @@ def other_size(json: Settings, size: object) -> int:
 def write_unet(cfg: UNetConfig, sample_size: int, number_width: int = 0) -> dict:
     """number_width: of each embedded size, 256 in SDXL."""
     attention = ["CrossAttn" if depth else "" for depth in cfg.depth]
-    values = write_only(UNET_ONLY, "mid_block_type", "act_fn", "norm_eps", "flip_sin_to_cos", "freq_shift")
+    values = write_only(UNET_ONLY, "act_fn", "norm_eps", "flip_sin_to_cos", "freq_shift") | write_depths(cfg)
     values |= write_fields(cfg, UNET_FIELDS)
     values |= dict(
         block_out_channels=cfg.channels,
@@ -182,7 +182,6 @@ def write_unet(cfg: UNetConfig, sample_size: int, number_width: int = 0) -> dict
         up_block_types=[f"{name}UpBlock2D" for name in reversed(attention)],
         layers_per_block=cfg.layers,
         attention_head_dim=cfg.heads,
-        transformer_layers_per_block=[*(max(depth, 1) for depth in cfg.depth[:-1]), cfg.mid_depth],
         cross_attention_dim=cfg.context_dim,
     )
     if cfg.cross_only:
@@ -213,7 +212,9 @@ def read_vae(json: Settings) -> VAEConfig | TinyVAEConfig:
     return cfg
 
 
-def write_vae(cfg: VAEConfig, latent: LatentConfig, sample_size: int, careful: bool) -> dict:
+def write_vae(cfg: VAEConfig | TinyVAEConfig, latent: LatentConfig, sample_size: int, careful: bool) -> dict:
+    if isinstance(cfg, TinyVAEConfig):
+        return write_tiny_vae(cfg) | VERSION
     values = write_only(VAE_ONLY, "act_fn") | write_fields(cfg, VAE_FIELDS)
     values |= {key: [name] * len(cfg.channels) for key, name in VAE_BLOCKS.items()}
     values |= dict(block_out_channels=cfg.channels, sample_size=sample_size, out_channels=cfg.image_channels)
@@ -244,35 +245,6 @@ def read_moved_latent(json: Settings, scale: float, channels: int) -> LatentConf
     if any(n <= 0 for n in std):
         json.refuse("latents_std", "numbers above 0 are expected")
     return LatentConfig(scale, tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def read_tiny_vae(json: Settings) -> TinyVAEConfig:
-    json.only(TINY_ONLY)
-    widths = json.several("encoder_block_out_channels", (64,) * 4, WIDTH)
-    blocks = json.several("num_encoder_blocks", (1, 3, 3, 3), COUNT)
-    if len(set(widths)) > 1 or len(widths) != len(blocks):
-        json.refuse("encoder_block_out_channels", f"the same width on each of the {len(blocks)} levels is expected")
-    for key, mirrored in (("decoder_block_out_channels", widths), ("num_decoder_blocks", blocks[::-1])):
-        if json.several(key, mirrored, WIDTH) != mirrored:
-            json.refuse(key, f"{list(mirrored)}, the mirror of the encoder's, is expected")
-    image_channels = json.one("in_channels", 3, WIDTH)
-    if json.one("out_channels", 3, WIDTH) != image_channels:
-        json.refuse("out_channels", f"as many as in_channels, {image_channels}, are expected")
-    return TinyVAEConfig(widths[0], blocks, json.one("latent_channels", 4, WIDTH), image_channels)
-
-
-def write_tiny_vae(cfg: TinyVAEConfig) -> dict:
-    widths = [cfg.channels] * len(cfg.blocks)
-    values = write_only(TINY_ONLY, "act_fn", "upsample_fn", "scaling_factor")
-    return values | dict(
-        in_channels=cfg.image_channels,
-        out_channels=cfg.image_channels,
-        latent_channels=cfg.latent_channels,
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        num_encoder_blocks=cfg.blocks,
-        num_decoder_blocks=cfg.blocks[::-1],
-    )
 
 
 def read_clip(json: Settings, projected: bool) -> CLIPConfig:

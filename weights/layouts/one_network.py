@@ -21,6 +21,7 @@ from . import overrides
 from .diffusers import INDEX
 from .diffusers import read_part as read_folder_part
 from .diffusers_configs import read_clip, read_unet, read_vae
+from .gaps import close_gaps
 from .landmarks import TITLES, describe_other, find_networks
 from .names import Section, pieces, strip_prefix
 from .shapes import sizes_of
@@ -61,7 +62,7 @@ def read_file(path: Path, part: str | None) -> Part:
     if kind not in found:
         raise CheckpointError(f"{path} has no {part or 'network'}: it {describe_other(stored, path)}")
     section = found[kind]
-    inside = strip_prefix(stored, section.prefix)
+    inside = close_gaps(strip_prefix(stored, section.prefix))
     metadata = read_header(path).metadata
     config, _ = overrides.read(sizes_of(kind, section, inside, path), metadata, path)
     return Part(config, inside, path, path, section.names, section.prefix, "its own shapes", metadata=metadata)

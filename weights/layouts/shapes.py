@@ -4,15 +4,16 @@ What shapes cannot tell is the same in every published network: 32 groups in eac
 8 heads on every level in SD 1 and the x4 upscaler; the activation of CLIP-L, which no other tower has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ldm.config import CLIPS, CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPS, CLIPConfig, Depth, TinyVAEConfig, UNetConfig, VAEConfig
 
 from ..checkpoint import published_name
 from ..disk.safetensors import Stored
 from ..errors import CheckpointError, shown
+from .distilled import depths, plain
 from .names import Section, open_clip_table, rename, unet_outline, unet_table, vae_table
 
 GROUPS = 32  # of every GroupNorm
@@ -71,9 +72,11 @@ def unet_sizes(stored: Stored, names: str, path: Path, layout: str = "") -> UNet
     if not levels:
         shapes.refuse("down_blocks.0 is missing")
     channels = tuple(shapes.size(f"down_blocks.{level}.resnets.0.conv1.weight", 0) for level in range(levels))
-    depth = tuple(shapes.count(f"down_blocks.{level}.attentions.0.transformer_blocks") for level in range(levels))
-    middle = "mid_block.attentions.0."
-    linear = len(shapes.shapes.get(middle + "proj_in.weight", ())) == 2
+    layers = shapes.count("down_blocks.0.resnets")
+    down = [level_depth(shapes, f"down_blocks.{level}", layers) for level in range(levels)]
+    up = [level_depth(shapes, f"up_blocks.{levels - 1 - level}", layers + 1) for level in range(levels)]
+    attention = first_attention(shapes, down)
+    linear = len(shapes.shapes.get(attention + "proj_in.weight", ())) == 2
     upscaler = "class_embedding.weight" in shapes.shapes
     heads = (8,) * levels if upscaler or not linear else tuple(max(c // HEAD, 1) for c in channels)
     return UNetConfig(
@@ -81,18 +84,44 @@ def unet_sizes(stored: Stored, names: str, path: Path, layout: str = "") -> UNet
         out_channels=shapes.size("conv_out.weight", 0),
         channels=channels,
         heads=heads,
-        depth=depth,
-        mid_depth=shapes.count(middle + "transformer_blocks"),
-        context_dim=shapes.size(middle + "transformer_blocks.0.attn2.to_k.weight", 1),
+        mid_depth=middle_depth(shapes),
+        context_dim=shapes.size(attention + "transformer_blocks.0.attn2.to_k.weight", 1),
         linear_projection=linear,
-        layers=shapes.count("down_blocks.0.resnets"),
+        layers=layers,
         groups=GROUPS,
         cross_only=tuple(level < levels - 1 for level in range(levels)) if upscaler else (),
         vector_dim=shapes.width("add_embedding.linear_1.weight"),
         class_dim=shapes.width("class_embedding.linear_1.weight"),
         class_count=shapes.size("class_embedding.weight", 0) if upscaler else 0,
         guidance_dim=shapes.width("time_embedding.cond_proj.weight"),
+        **depths(down, up),
     )
+
+
+def level_depth(shapes: Shapes, block: str, resnets: int) -> Depth:
+    """Transformer blocks behind each resnet of a level. Where one resnet has attention all have it: of a file that
+    lacks some, the missing tensors are to be named."""
+    counts = [shapes.count(f"{block}.attentions.{i}.transformer_blocks") for i in range(resnets)]
+    if not counts or 0 in counts:
+        return counts[0] if counts else 0
+    return plain(counts)
+
+
+def middle_depth(shapes: Shapes) -> Depth:
+    """Distilled UNets have one resnet in the middle, or nothing there."""
+    blocks = shapes.count("mid_block.attentions.0.transformer_blocks")
+    resnets = shapes.count("mid_block.resnets")
+    if blocks or resnets > 1:
+        return max(blocks, 1)  # if it is missing it is to be named
+    return (0,) * resnets
+
+
+def first_attention(shapes: Shapes, down: Sequence[Depth]) -> str:
+    """The path of one attention, which shows what all have in common; a UNet without any is none."""
+    middle = "mid_block.attentions.0."
+    if shapes.count(middle + "transformer_blocks"):
+        return middle
+    return next((f"down_blocks.{level}.attentions.0." for level, depth in enumerate(down) if depth), middle)
 
 
 def unet_shapes(stored: Stored, names: str, layout: str) -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,8 @@ from ..disk.safetensors import Held, Stored, read_header, read_stored, read_tens
 from ..errors import CheckpointError, listed
 from ..misfits import TOKENS
 from . import overrides, training
+from .distilled import doubts, title_of
+from .gaps import close_gaps
 from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, ema_key, strip_prefix
 from .one_network import tensors_of
@@ -70,11 +72,12 @@ def describe_stored(
     if ema:
         inside["unet"] = averaged_copy(stored, inside["unet"], path)
         evidence.append("the UNet's averaged copy: model_ema.*, as asked")
+    inside["unet"] = close_gaps(inside["unet"])
 
     unet = unet_sizes(inside["unet"], sections["unet"].names, path, layout)
     sizes = {part: sizes_of(part, section, inside[part], path) for part, section in sections.items() if part != "unet"}
     row, why = training.published_row(family, unet, layout, stored)
-    evidence.append(f"{row}: {why}")
+    evidence += [f"{row}: {why}", *title_of(unet)]
     texts = tuple(sizes[tower] for tower in MODELS[row].family.towers)
     facts = replace(MODELS[row], unet=unet, vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
@@ -94,7 +97,7 @@ def describe_stored(
         path,
         layout,
         evidence=(*evidence, *marks, why, *overridden),
-        warnings=warnings,
+        warnings=(*warnings, *doubts(unet)),
         metadata=dict(metadata),
         extras=extras(stored, [section.prefix for section in sections.values()], path),
     )
