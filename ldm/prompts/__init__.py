@@ -18,8 +18,8 @@ editing (prompts by step), scheduled, view. docs/prompts.md has examples.
 
 from .editing import split_at_and, texts_by_step
 from .encoding import encode, match
-from .rules import RULES
+from .rules import RULES, find_rule
 from .scheduled import scheduled
 from .view import show_prompt
 
-__all__ = ["RULES", "encode", "match", "scheduled", "show_prompt", "split_at_and", "texts_by_step"]
+__all__ = ["RULES", "encode", "find_rule", "match", "scheduled", "show_prompt", "split_at_and", "texts_by_step"]

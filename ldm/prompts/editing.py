@@ -5,7 +5,7 @@ A step is one call of the denoiser, counted from 1.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -69,6 +69,27 @@ def changes(text: str) -> bool:
     parts = parse(text)
     edits = parts is not None and any(not isinstance(part, str) for part in parts)
     return edits or AND.search(text) is not None
+
+
+def resolve_all(text: str) -> list[str]:
+    """Texts that together hold every word of a prompt: of its parts, with each choice in place of another."""
+    texts = []
+    for part, _ in split_at_and(text):
+        parts = parse(part)
+        texts += [part] if parts is None else list(spread(parts))
+    return texts
+
+
+def spread(parts: Parts) -> Iterator[str]:
+    """The text outside of what changes, then each of the choices."""
+    yield "".join(part for part in parts if isinstance(part, str))
+    for part in parts:
+        if isinstance(part, Switch):
+            yield from spread(part.before)
+            yield from spread(part.after)
+        elif isinstance(part, Alternation):
+            for choice in part.choices:
+                yield from spread(choice)
 
 
 def split_at_and(text: str) -> list[tuple[str, float]]:

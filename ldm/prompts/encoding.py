@@ -27,7 +27,8 @@ def encode(
     model: Model, texts: Texts, *, rule: str | None = None, clip_skip: int = 0, second: Texts | None = None,
     sizes: Sizes | None = None,
 ) -> Conditioning:  # fmt: skip
-    """Conditioning of one prompt per picture, context (b 77c d) for the longest one's c chunks.
+    """Conditioning of one prompt per picture, context (b 77c d). The c chunks of each are repeated to a
+    common number of them, see match.
 
     rule: a syntax, by its name in RULES. None reads every sign as text, and no more than one chunk, as tasks do.
     clip_skip: how many of a tower's last layers are left out, beyond those that the family never uses: diffusers'
@@ -47,32 +48,42 @@ def encode(
     return encode_texts(model, both, rule, clip_skip, sizes)
 
 
-@torch.no_grad()
 def encode_texts(
     model: Model, both: Sequence[Sequence[str | None]], rule: str | None, clip_skip: int, sizes: Sizes | None
 ) -> Conditioning:
     """The conditioning of texts whose changes are resolved. both: for the first tower, and for the second if they are
-    others there."""
-    towers = list(model.texts.values())
-    if len(both) > len(towers):
+    others there. Every prompt is encoded alone, so that no prompt of a batch changes what another one is."""
+    if len(both) > len(model.texts):
         raise ValueError("second: this model has one text tower; give the text as the prompt")
     if len(both[0]) != len(both[-1]):
         raise ValueError(f"second: {len(both[-1])} texts for {len(both[0])} prompts: give one each")
+    check_clip_skip(model, clip_skip)
     size = model.facts.size
     sizes = Sizes((size, size), (size, size)) if sizes is None else as_sizes("sizes", sizes)
+    if rule is not None and find_rule(rule).together_in_batch:
+        return encode_together(model, both, rule, clip_skip, sizes)
+    alone = {}
+    for texts in zip(*both):
+        if texts not in alone:
+            alone[texts] = encode_together(model, [[text] for text in texts], rule, clip_skip, sizes)
+    return Conditioning.cat(*match(*(alone[texts] for texts in zip(*both))))
 
-    # Both towers, and all prompts, get as many chunks as the longest takes
+
+@torch.no_grad()
+def encode_together(
+    model: Model, both: Sequence[Sequence[str | None]], rule: str | None, clip_skip: int, sizes: Sizes
+) -> Conditioning:
+    """The same of prompts that get as many chunks as the longest of them takes in either tower."""
     mixes = []
     for number, pad_id in enumerate(model.facts.pad_ids):
         texts = both[min(number, len(both) - 1)]
         mixes.append([cut_up(model, text or "", pad_id, rule) for text in texts])
     count = max(len(chunks) for tower in mixes for variants in tower for chunks, _ in variants)
     features = []
-    for tower, pad_id, variants in zip(towers, model.facts.pad_ids, mixes):
+    for tower, pad_id, variants in zip(model.texts.values(), model.facts.pad_ids, mixes):
         room = model.tokenizer.length - 2
         padded = [[(pad_chunks(chunks, count, room, pad_id), share) for chunks, share in mixed] for mixed in variants]
-        empty = as_chunk([], room, pad_id)
-        features.append(run_tower(model, tower, padded, empty, rule, clip_skip))
+        features.append(run_tower(model, tower, padded, as_chunk([], room, pad_id), rule, clip_skip))
 
     facts = model.facts
     cond = BY_NUMBERS[facts.family.numbers](features, sizes, facts.unet.vector_dim)
@@ -141,14 +152,19 @@ def weigh(rule: Rule, z: Tensor, weights: list[list[list[float]]], empty: Tensor
 
 def choose_layer(model: Model, tower: CLIPText, out: TextFeatures, clip_skip: int) -> Tensor:
     """The layer that the family reads, or an earlier one: SD 1 and 2 norm the last, SDXL takes the last but one as it
-    is. Raises ValueError if so many layers are not there to be left out."""
-    usual = 2 if model.facts.family.has_sizes else 1
+    is."""
+    if model.facts.family.has_sizes:
+        return out.hidden[-2 - clip_skip]
+    return ops.layer_norm(out.hidden[-1 - clip_skip], tower.text_model.final_layer_norm)
+
+
+def check_clip_skip(model: Model, clip_skip: int) -> None:
+    """Raises ValueError if so many layers are not there to be left out, TypeError for what is no whole number."""
     skip = as_int("clip_skip", clip_skip)
-    most = len(out.hidden) - 1 - usual
+    unused = 1 if model.facts.family.has_sizes else 0
+    most = min(len(tower.text_model.encoder.layers) for tower in model.texts.values()) - unused - 1
     if not 0 <= skip <= most:
         raise ValueError(f"clip_skip {skip}: from 0, the model's own layer, to {most}; A1111's count is one more")
-    hidden = out.hidden[-usual - skip]
-    return hidden if model.facts.family.has_sizes else ops.layer_norm(hidden, tower.text_model.final_layer_norm)
 
 
 def match(*parts: Conditioning) -> tuple[Conditioning, ...]:

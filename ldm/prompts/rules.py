@@ -52,7 +52,8 @@ def mix_without(sections: list[Section]) -> list[Variant]:
 class Rule:
     """read: text -> sections. weigh: features -> weighted ones; None for a syntax without weights. commas, together:
     where chunks end, see make_chunks. variants: the prompts whose features are mixed. edits: whether the syntax has
-    parts that change with the step."""
+    parts that change with the step. together_in_batch: whether the prompts of a call depend on each other, and shorter
+    ones get empty chunks."""
 
     read: Callable[[str], list[Section]]
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor] | None
@@ -60,12 +61,13 @@ class Rule:
     together: int = 1
     variants: Callable[[list[Section]], list[Variant]] = keep_all
     edits: bool = False
+    together_in_batch: bool = False
 
 
 RULES = {
     "plain": Rule(read_plain, None),
     "a1111": Rule(read_a1111, partial(scale, over=(2, 3)), edits=True),
-    "a1111_batch": Rule(read_a1111, partial(scale, over=(0, 2, 3)), edits=True),
+    "a1111_batch": Rule(read_a1111, partial(scale, over=(0, 2, 3)), edits=True, together_in_batch=True),
     "a1111_no_norm": Rule(read_a1111, partial(scale, over=()), edits=True),
     "comfyui": Rule(read_comfyui, move_from_empty, commas=False, together=SHORT),
     "compel": Rule(read_compel, move_from_empty, commas=False, variants=mix_without),

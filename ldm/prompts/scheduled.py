@@ -28,6 +28,7 @@ from .encoding import Texts, as_list, encode_texts, match
 
 TWICE = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")  # A1111's names: two calls per step
 
+Encoded = dict[str | None, Conditioning]
 Part = tuple[Conditioning, Tensor]  # of one prompt for each picture; and its weights (b 1 1 1)
 
 
@@ -47,19 +48,19 @@ def scheduled(
     scale = choose_scale(guidance, run)
     calls = 2 if run.sampler.label in TWICE else 1
     steps = calls * (len(run.sigmas) - 1)
-    prompts = [timetable(text or "", steps) for text in as_list("texts", texts)]
+    prompts = [timetable(text, steps) for text in as_list("texts", texts)]
     negatives = None
     if negative is not None:
-        negatives = [[(text, 1.0)] for text in as_list("negative", negative)]
-        negatives = [[(texts_by_step(text or "", steps), weight) for text, weight in parts] for parts in negatives]
-    encoded = encode_once(model, [*prompts, *(negatives or [])], rule, clip_skip)
+        negatives = [timetable(text, steps, joins=False) for text in as_list("negative", negative)]
+    both = [*prompts, *(negatives or [])]
+    encoded = encode_once(model, both, rule, clip_skip)
 
     def make(network: UNetLike, cond: Conditioning, uncond: Conditioning) -> Guided:
         pooled = pooled_width(model)
         made: dict[Any, Guided] = {}
         by_step = []
         for step in range(steps):
-            key = str([[(texts[step], weight) for texts, weight in parts] for parts in [*prompts, *(negatives or [])]])
+            key = tuple(texts[step] for table in both for texts, _ in table)
             if key not in made:
                 parts = parts_at(step, one_each(prompts, len(cond)), encoded, cond, pooled)
                 less = uncond
@@ -72,17 +73,21 @@ def scheduled(
     return make
 
 
-Timetable = list[tuple[list[str], float]]  # of each prompt that AND joins: its text at each step, and its weight
+Timetable = list[tuple[list[str | None], float]]  # of each prompt that AND joins: its text at each step, and its weight
 
 
-def timetable(text: str, steps: int) -> Timetable:
-    return [(texts_by_step(part, steps), weight) for part, weight in split_at_and(text)]
+def timetable(text: str | None, steps: int, joins: bool = True) -> Timetable:
+    """joins: whether AND joins prompts in it."""
+    if text is None:
+        return [([None] * steps, 1.0)]
+    parts = split_at_and(text) if joins else [(text, 1.0)]
+    return [([*texts_by_step(part, steps)], weight) for part, weight in parts]
 
 
-def encode_once(model: Model, tables: Sequence[Timetable], rule: str, clip_skip: int) -> dict[str, Conditioning]:
+def encode_once(model: Model, tables: Sequence[Timetable], rule: str, clip_skip: int) -> Encoded:
     """Every text that occurs, encoded alone: no prompt changes what another one is."""
-    texts = {text for parts in tables for steps, _ in parts for text in steps}
-    return {text: encode_texts(model, [[text]], rule, clip_skip, None) for text in sorted(texts)}
+    texts = dict.fromkeys(text for table in tables for by_step, _ in table for text in by_step)
+    return {text: encode_texts(model, [[text]], rule, clip_skip, None) for text in texts}
 
 
 def one_each(tables: Sequence[Timetable], pictures: int) -> list[Timetable]:
@@ -92,9 +97,7 @@ def one_each(tables: Sequence[Timetable], pictures: int) -> list[Timetable]:
     return list(tables) * pictures if len(tables) == 1 else list(tables)
 
 
-def parts_at(
-    step: int, tables: Sequence[Timetable], encoded: dict[str, Conditioning], told: Conditioning, pooled: int
-) -> list[Part]:
+def parts_at(step: int, tables: Sequence[Timetable], encoded: Encoded, told: Conditioning, pooled: int) -> list[Part]:
     """The conditioning of every picture at a step, part by part: a picture with fewer parts than another has its first
     once more, with the weight 0. told: a conditioning whose sizes are taken over."""
     parts = []
