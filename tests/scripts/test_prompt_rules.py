@@ -35,6 +35,7 @@ def test_a_picture_with_a_rule_repeats_from_its_record(script, tmp_path):
     with Image.open(tmp_path / "first.png") as picture, Image.open(tmp_path / "again.png") as same:
         record = json.loads(picture.text["ldm"])
         assert (record["prompt"], record["prompt_rule"], record["clip_skip"]) == (prompt, "a1111", 1)
+        assert "Clip skip: 2" in picture.text["parameters"]  # A1111's count
         assert picture.tobytes() == same.tobytes() and picture.text == same.text
 
 
