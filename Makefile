@@ -4,12 +4,14 @@ ARGS      ?=
 K         ?=
 WORKERS   ?= 2
 PROCESSES ?= 2
+INPUTS    ?= 200000
+SEED      ?= 0
 RUN       := .venv/bin/python
 PYTEST    := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 export PROMPT K           # the shell reads them from there, so quotes in them do no harm
 
-.PHONY: help image test check lint types faults notebooks wheel miniature clean
+.PHONY: help image test check lint types faults fuzz notebooks wheel miniature clean
 
 help:                       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +35,9 @@ types: .venv/test           ## the type checker
 
 faults: .venv/test          ## 100 kills at random points while models and pictures are written: nothing half-written, no leftovers
 	$(RUN) tests/faults.py
+
+fuzz: .venv/test            ## 200,000 damaged and hostile inputs, five minutes; INPUTS, SEED: how many, which
+	PYTHONPATH=.:tests:scripts OMP_NUM_THREADS=1 $(RUN) -m support.fuzz $(INPUTS) --seed $(SEED)
 
 notebooks: .venv/core       ## docs/notebooks/ again, from their pages
 	$(RUN) scripts/notebooks.py

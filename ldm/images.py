@@ -185,6 +185,17 @@ def tensor_of_masks(mask: Any, size: tuple[int, ...], given: Any) -> Tensor:
     return torch.stack(resized)
 
 
+def extend(image: Tensor, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> tuple[Tensor, Tensor]:
+    """A larger picture (b 3 h w) around this one, its edges repeated, and the mask (1 1 h w) of what is new: what
+    inpainting needs to paint beyond the edges. The sides are in pixels. Raises ValueError for a side below 0, or if
+    none is above."""
+    sides = (left, right, top, bottom)
+    if min(sides) < 0 or max(sides) == 0:
+        raise ValueError(f"sides {sides}: give pixels to add, 0 or more, and more than 0 on one side")
+    mask = torch.zeros_like(image[:1, :1])
+    return F.pad(image, sides, mode="replicate"), F.pad(mask, sides, value=1.0)
+
+
 def mask_of_latents(mask: Tensor, factor: int, rule: str = "any") -> Tensor:
     """A mask (b 1 f*h f*w) at the size of latents, (b 1 h w).
 
@@ -241,3 +252,39 @@ def paste_back(original: Tensor, result: Tensor, mask: Tensor, feather: int = 4)
     soft = feathered(mask, feather)
     mixed = original + soft * (result - original)
     return torch.where(soft > 0, mixed, original)
+
+
+# Depth
+
+
+def as_depth(depth: Any) -> Tensor:
+    """Depth as (b 1 h w) float32. Raises TypeError or ValueError for what is none, with NaN, or infinite."""
+    if isinstance(depth, Image.Image):
+        depth = np.array(depth if depth.mode in ("I", "F", "I;16") else depth.convert("L"))
+    elif isinstance(depth, list | tuple) and depth and all(isinstance(one, Image.Image) for one in depth):
+        return torch.cat([as_depth(one) for one in depth])
+    if isinstance(depth, np.ndarray) and depth.dtype.kind in "uif":
+        depth = torch.from_numpy(depth.astype(np.float32))
+    if not isinstance(depth, Tensor):
+        raise TypeError(f"depth {show(depth)}: a tensor or array (b h w), or PIL pictures, are expected")
+    if depth.ndim == 4 and depth.shape[1] == 1:
+        depth = depth[:, 0]
+    found = depth.float() if depth.ndim == 3 else depth.float()[None]
+    if found.ndim != 3 or found.numel() == 0:
+        raise ValueError(f"depth of shape {tuple(depth.shape)}: (b h w) is expected")
+    if not found.isfinite().all():
+        raise ValueError("depth with NaN or infinity: give finite numbers, near is large")
+    return found[:, None]
+
+
+def depth_of_latents(depth: Tensor, size: tuple[int, ...], pictures: int) -> Tensor:
+    """Depth (b 1 h w) at the size of latents and from -1 to 1 in each picture, as the network was trained with; zeros
+    where all is equally far. Raises ValueError for another number of maps than one or one for each picture."""
+    if len(depth) not in (1, pictures):
+        raise ValueError(f"{len(depth)} depth maps for {pictures} pictures: give one, or one each")
+    small = F.interpolate(depth, (size[0], size[1]), mode="bicubic", align_corners=False)
+    low = small.amin(dim=(1, 2, 3), keepdim=True)
+    high = small.amax(dim=(1, 2, 3), keepdim=True)
+    span = torch.where(high > low, high - low, torch.ones_like(high))
+    between = 2 * (small - low) / span - 1
+    return torch.where(high > low, between, torch.zeros_like(between)).expand(pictures, -1, -1, -1)

@@ -48,6 +48,7 @@ state = State()
 def listen() -> None:
     """Obey the signals from now on. One that whoever started this process ignores, as nohup does, stays ignored."""
     terminal.prepare()
+    wait_without_spinning()
     atexit.register(end)  # the first to be registered is the last to be called
     for name in NAMES:
         number = getattr(signal, name, None)
@@ -59,6 +60,13 @@ def listen() -> None:
     except OSError:  # PyTorch would not even load
         terminal.say("error: the current folder does not exist any more: change to another one", sys.stderr)
         sys.exit(2)
+
+
+def wait_without_spinning() -> None:
+    """Threads of OpenMP that wait for each other leave their cores to others; OpenMP reads this when PyTorch loads.
+    What the user has chosen stays."""
+    if "GOMP_SPINCOUNT" not in os.environ and "KMP_BLOCKTIME" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def asked() -> bool:

@@ -108,7 +108,7 @@ def is_comfyui(habits: str) -> bool:
 
 
 def tau_at(tau: Tau, sigma: float) -> float:
-    return tau if isinstance(tau, int | float) else tau(sigma)
+    return tau(sigma) if isinstance(tau, Callable) else tau
 
 
 def predictor_estimates(sigmas: Sigmas, i: int, predictor: int, short: float, comfyui: bool) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import prompt_rules
 from common import add_download_flags, add_run_flags, add_swap_flags, fail, make_parser
 from settings import parse_seed
+from threads import add_threads_flag
 
 
 def parse_arguments(text: str | None) -> argparse.Namespace:
@@ -37,7 +38,7 @@ def add_subject_flags(parser: argparse.ArgumentParser):
     of_sweep = (
         "a picture for each value of one or two settings, with a labelled grid, as guidance=1.5..8 sampler=euler,ddim"
     )
-    group.add_argument("--xy", nargs="+", metavar="AXIS", help=of_sweep)
+    group.add_argument("--xy", nargs="+", action="extend", metavar="AXIS", help=of_sweep)
 
 
 def add_model_flags(parser: argparse.ArgumentParser):
@@ -48,6 +49,7 @@ def add_model_flags(parser: argparse.ArgumentParser):
     group.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help="an adapter; may be repeated")
     leave_out = "leave out what has no place in the model, and say what"
     group.add_argument("--partial-lora", action="store_true", default=None, help=leave_out)
+    add_threads_flag(group)
     group.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]", help="a new word; may be repeated")
     add_run_flags(group)
 

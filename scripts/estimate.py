@@ -23,6 +23,8 @@ GRID_SIDE = 65_500  # pixels, which is as far as viewers and JPEG go; PNG itself
 GRID_PIXELS = 178_956_970  # Pillow opens no larger picture, since it could be a decompression bomb
 DRAWN = 12 + 3 + 12  # bytes per pixel of a finished picture: in float32, in 8 bits, and once more on the way
 
+COPIES = 6  # of the decoder's widest level that exist at once, workspace included; measured on the miniature
+
 
 def check_count(count: int, settings: Mapping[str, Any], force: bool):
     """Raises ValueError for more pictures than anybody wants. settings: of the first of them."""
@@ -78,9 +80,9 @@ def bytes_of_a_picture(model: Model, width: int, height: int) -> int:
     value = next(model.vae.parameters()).element_size()
     if isinstance(model.vae, VAE):
         channels = model.vae.config.channels
-        decoder = 3 * channels[min(1, len(channels) - 1)] * value
+        decoder = COPIES * channels[min(1, len(channels) - 1)] * value
     else:
-        decoder = 3 * model.vae.config.channels * value
+        decoder = COPIES * model.vae.config.channels * value
     latents = pixels // model.vae.factor**2
     network = 2 * latents * 12 * model.facts.unet.channels[0] * next(model.unet.parameters()).element_size()
     return pixels * DRAWN + max(pixels * decoder, network)

@@ -1,6 +1,7 @@
 """The report of --json: what a program drew, with the warnings and errors that people read beside it."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Generator
@@ -10,6 +11,8 @@ from typing import Any, TextIO, cast
 
 from ldm import stopping, terminal
 from ldm.version import version
+
+MESSAGE = re.compile(r"(?:[^:]{1,40}: )?(warning|error): (.*)")  # a parser of flags puts the program's name before it
 
 
 class Report:
@@ -30,16 +33,19 @@ class Report:
 
     def as_json(self, lines: list[str], status: int) -> str:
         """lines: what was written for people."""
-        warnings = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        messages: dict[str, list[str]] = {"warning": [], "error": []}
+        for line in lines:
+            found = MESSAGE.match(line)
+            if found:
+                messages[found[1]].append(found[2])
         words = {0: "complete", 130: "stopped", 143: "stopped"}
         content = {
             "status": words.get(status, "failed"),
             "exit": status,
             "pictures": self.pictures,
             "files": self.files,
-            "warnings": warnings,
-            "errors": errors,
+            "warnings": messages["warning"],
+            "errors": messages["error"],
             "seconds": round(time.perf_counter() - self.began, 4),
             "ldm": version(),
         }
@@ -59,7 +65,7 @@ class Listener:
     def write(self, text: str) -> int:
         self.stream.write(text)
         *lines, self.unfinished = (self.unfinished + text).replace("\r", "\n").split("\n")
-        self.lines += [line for line in lines if line.startswith(("warning: ", "error: "))]
+        self.lines += [line for line in lines if MESSAGE.match(line)]
         return len(text)
 
     def flush(self):

@@ -18,6 +18,9 @@ from samplers import SAMPLERS, find, plain
 from samplers import options as sampler_options
 from samplers.options import show
 from samplers.schedules import find as find_schedule
+from samplers.schedules.names import EITHER_AYS
+from samplers.schedules.names import plain as plain_schedule
+from weights.errors import shown
 
 # A1111's "Automatic", where it is not the model's own: its samplers' favourite schedules
 AUTOMATIC = dict.fromkeys(
@@ -44,7 +47,9 @@ FIELDS = {  # all that decides a picture and stands in its record, by kind; most
     "seed": int,
     "guidance": float,
     "ema": bool,
+    "zero_snr": bool,
     "partial_lora": bool,
+    "text": list,
     "lora": list,
     "embedding": list,
     "options": dict,
@@ -59,9 +64,9 @@ def check_record(path: Path, record: dict[str, Any]):
     for key, kind in FIELDS.items():
         value = record.get(key)
         if value is not None and not is_of_kind(value, kind):
-            fail(f"{path}: its record is damaged: {key} is {value!r}")
+            fail(f"{path}: its record is damaged: {key} is {shown(value)}")
     if record.get("dtype") not in (None, *DTYPES):
-        fail(f"{path}: its record is damaged: dtype is {record['dtype']!r}")
+        fail(f"{path}: its record is damaged: dtype is {shown(record['dtype'])}")
 
 
 def is_of_kind(value: Any, kind: type) -> bool:
@@ -134,11 +139,21 @@ def check_schedule(name: str, sampler: str | None) -> str | None:
     Raises ValueError for an unknown name."""
     if name.strip().casefold() in ("automatic", "auto", "default"):
         return AUTOMATIC.get(sampler or "")
-    find_schedule(name, sdxl=True)
     try:
-        return find_schedule(name)
+        found = find_schedule(name, sdxl=True)
     except ValueError:
-        return name  # Align Your Steps
+        if is_sampler(name):
+            raise ValueError(f"schedule {show(name)} is a sampler: give it as --sampler") from None
+        raise
+    return name if plain_schedule(name) in EITHER_AYS else found
+
+
+def is_sampler(name: str) -> bool:
+    try:
+        split_sampler(name)
+    except ValueError:
+        return False
+    return True
 
 
 def complete(chosen: dict[str, Any], model: Model, where: str = ""):
@@ -223,7 +238,7 @@ def check_options(chosen: dict[str, Any], where: str = ""):
 def split_at_colon(text: str) -> tuple[str, str | None]:
     """FILE:WORD -> the file and the word; FILE -> the file and None. The name of a file may hold a colon itself."""
     source, colon, word = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or word.startswith("//") or Path(text).exists():  # of an address it is https://
         return text, None
     if not source:
         fail(f"{text}: names no file before the colon")

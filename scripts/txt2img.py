@@ -29,7 +29,7 @@ import known_words
 import weights
 from axes import parse_axes
 from before_drawing import check_after, check_before, check_drawable
-from common import DTYPES, as_text, fail, first_line, tell, warn
+from common import DTYPES, as_text, fail, first_line, tell, text_sources, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, draw_batches, in_turn, repeat
@@ -45,10 +45,12 @@ from prompt_syntax import find_syntax
 from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
 from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, make_sweep, save_cells
+from threads import set_threads
 
 
 def main():
-    with reported("--json" in sys.argv) as report:
+    with reported("--json" in sys.argv) as report, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # warn_of_words tells it
         args = parse_arguments(__doc__)
         try:
             run(args, report)
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace, report: Report):
             complete(chosen, model, rows[k].where if k < len(rows) else "")
         check_drawable(model, cells, rows)
         check_words(model, cells)
+        set_threads(args.threads, model, min(args.batch, total) * cells[0]["height"] * cells[0]["width"])
         check_space(destination, total, cells[0])
         commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
         record = origin | {"revision": commit, "torch": torch.__version__, "ldm": version()}
@@ -137,18 +140,24 @@ def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
     for text in chosen["lora"] or ():
         parse_strength(*split_at_colon(text))
 
-    model = weights.load(
-        chosen["model"] or weights.MINIATURE,
-        dtype=DTYPES[chosen["dtype"]],
-        device=args.device,
-        variant=chosen["variant"],
-        revision=chosen["revision"],
-        offline=args.offline,
-        unet=chosen["unet"],
-        vae=chosen["vae"],
-        prediction=chosen["prediction"],
-        ema=bool(chosen["ema"]),
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = weights.load(
+            chosen["model"] or weights.MINIATURE,
+            dtype=DTYPES[chosen["dtype"]],
+            device=args.device,
+            variant=chosen["variant"],
+            revision=chosen["revision"],
+            offline=args.offline,
+            unet=chosen["unet"],
+            vae=chosen["vae"],
+            text=text_sources(chosen["text"]),
+            zero_snr=bool(chosen["zero_snr"]),
+            prediction=chosen["prediction"],
+            ema=bool(chosen["ema"]),
+        )
+    for warning in caught:
+        warn(str(warning.message))
     files = {name: weights.file_hash(path) for name, path in model.files.items()}
     origin = {"files": files, "added": {}, "revisions": dict(model.revisions)}
 
@@ -277,5 +286,4 @@ def save_grid(image: torch.Tensor, destination: Destination) -> Path:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=TextCut)  # warn_of_words tells it
     stopping.run(main, "stopped; the pictures named above are complete")

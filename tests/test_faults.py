@@ -6,7 +6,7 @@ import pytest
 
 import faults
 
-SHARES = [(job, 1 if name == "draw" else 2) for name, jobs in faults.JOBS.items() for job in jobs]
+SHARES = [(job, 1 if job.name in ("convert a model", "draw") else 2) for jobs in faults.JOBS.values() for job in jobs]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ldm.clip import CLIPText
-from ldm.config import FAMILIES, CLIPConfig, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 from ldm.taesd import TinyVAE
 from ldm.unet import UNet
 from ldm.vae import VAE
 
-from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_tensors
-from .errors import CheckpointError, listed, shown
+from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_value
+from .errors import CheckpointError, shown
 from .layouts.names import Piece, pieces
-from .misfits import TOKENS, refuse_parts
+from .leftovers import inside_network
+from .misfits import TOKENS, mismatch, refuse_parts
 
 Network = UNet | VAE | TinyVAE | CLIPText
 NetworkConfig = UNetConfig | VAEConfig | TinyVAEConfig | CLIPConfig
@@ -32,15 +33,10 @@ NETWORKS: dict[type, Callable[[Any], Network]] = {
     CLIPConfig: CLIPText,
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
-    (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
-    (r"attn_mask", "the causal mask, which needs no storing"),
-    (r"logit_scale", "the temperature of CLIP's training"),
-    (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
-)
-LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
-READS_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"  # in every UNet; (width, text width)
-TOGETHER = "put the files of one model together"
+# A network of more parameters than its file has tensors is not built, whatever a config.json asks for. In open_clip's
+# names a tensor can hold three, and what a file lacks of a published network is told by name: hence the slack.
+SLACK = 2000
+MOST = 10_000  # parameters of a network; to build as many takes half a second
 
 SPELLINGS = tuple(
     (re.compile(old), new)
@@ -93,8 +89,7 @@ class Part:
         network, places = self.match()
         for name, tensor in network.state_dict().items():
             held, piece = places[name]
-            ((_, value),) = read_values([held])
-            yield name, take(piece, value, tensor.shape)
+            yield name, take(piece, read_value(held), tensor.shape)
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Key and value, as float32, of each stored tensor that holds floating-point numbers; read one by one."""
@@ -136,18 +131,20 @@ class Checkpoint:
         return found
 
 
+def tokenizer_of(tower: str) -> str:
+    return tower.replace("text_encoder", "tokenizer")
+
+
 def read_values(tensors: Iterable[Held]) -> Iterator[tuple[str, Tensor]]:
     """Key and value, as float32, of those tensors that hold floating-point numbers."""
     for held in tensors:
         if held.entry.dtype in FLOATS:
-            yield from read_tensors(held.file, {held.key: held.entry}, torch.float32, torch.device("cpu"))
+            yield held.key, read_value(held)
 
 
 def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
     """The networks of one model take what the others give, else CheckpointError, which begins with `where`.
-
-    number_width: of each embedded size; 0 where the files do not say it, and any that divides the rest will do.
-    """
+    number_width: of each embedded size; 0 where the files do not say it, and any that divides the rest will do."""
     unet = facts.unet
     vector = unet.vector_dim
     if facts.family.numbers:
@@ -166,10 +163,19 @@ def check_fit(facts: ModelConfig, where: str, number_width: int = 0) -> None:
 
 
 class Uninitialised(TorchFunctionMode):
-    """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them."""
+    """No initial values: on the meta device they are nothing, and PyTorch would load its compiler to compute them. And
+    no more than `most` parameters."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.left = most
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is torch.empty:
+            self.left -= 1
+        if self.left < 0:
+            raise ValueError("it has more parameters than the file has tensors for")
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
@@ -178,33 +184,41 @@ class Uninitialised(TorchFunctionMode):
 def build(part: Part) -> Network:
     """The network without memory for its parameters, frozen and in evaluation mode."""
     try:
-        with torch.device("meta"), Uninitialised():
+        with torch.device("meta"), Uninitialised(min(SLACK + 2 * len(part.stored), MOST)):
             return NETWORKS[type(part.config)](part.config).eval().requires_grad_(False)
     except (ValueError, RuntimeError) as error:
-        what = f"no such network as {part.described_by} describes can be built"
-        raise CheckpointError(f"{part.path}: {what}: {error}") from None
+        raise CheckpointError(f"{part.path}: what {part.described_by} describes cannot be built: {error}") from None
 
 
 def match_tensors(network: nn.Module, part: Part) -> Places:
-    """A place for each parameter, and a parameter or a line of HARMLESS for each tensor; else CheckpointError."""
+    """A place for each parameter, and a parameter or a known leftover for each tensor; else CheckpointError."""
     needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    places = {name: Place(held, Piece(name)) for name, held in part.stored.items()}
+    extra: list[str] = []
+    if part.names != "diffusers" or places.keys() != needed.keys():
+        places, extra = find_places(needed, part)
+    wrong = [name for name, place in places.items() if not fits_shape(place, needed[name])]
+    if extra or wrong or len(places) < len(needed):
+        raise CheckpointError(mismatch(needed, places, extra, wrong, part))
+    check_floats(held for held, _ in places.values())
+    return places
+
+
+def find_places(needed: Mapping, part: Part) -> tuple[Places, list[str]]:
+    """Where the parameters lie, as far as they do, and the keys of tensors that nobody needs."""
     stored: Stored = {}
     for key, held in part.stored.items():
         name = key if key in needed else published_name(key)
         if name in stored:
             refuse_twin(part, held, stored[name])
         stored[name] = held
-    found = {name: Piece(name) for name in needed}  # in diffusers' files, whose names are ours
+    found = {name: Piece(name) for name in needed}
     if part.names != "diffusers":
         found = other_pieces(needed, stored, part)
     places = {name: Place(stored[piece.key], piece) for name, piece in found.items() if piece.key in stored}
     used = {piece.key for piece in found.values()}
     extra = [held.key for key, held in stored.items() if key not in used and not harmless(key, part)]
-    wrong = [name for name, place in places.items() if shape_of(place, needed[name]) != needed[name]]
-    if extra or wrong or len(places) < len(needed):
-        raise CheckpointError(mismatch(needed, places, extra, wrong, part))
-    check_floats(held for held, _ in places.values())
-    return places
+    return places, extra
 
 
 def refuse_twin(part: Part, held: Held, first: Held) -> NoReturn:
@@ -228,13 +242,11 @@ def published_name(key: str) -> str:
 
 def harmless(key: str, part: Part) -> str | None:
     """What a tensor is that no parameter of ours needs; None if nobody knows."""
-    if part.names == "open_clip" and isinstance(part.config, CLIPConfig):
-        if key.startswith(f"transformer.resblocks.{part.config.layers}."):
-            return LAST_BLOCK
-    for pattern, what in HARMLESS:
-        if re.fullmatch(pattern, key):
-            return what
-    return None
+    return inside_network(key, part.names, part.config)
+
+
+def fits_shape(place: Place, needed: tuple[int, ...]) -> bool:
+    return place.held.entry.shape == needed or shape_of(place, needed) == needed
 
 
 def shape_of(place: Place, needed: tuple[int, ...]) -> tuple[int, ...]:
@@ -245,40 +257,6 @@ def shape_of(place: Place, needed: tuple[int, ...]) -> tuple[int, ...]:
     if place.piece.transposed:
         shape = shape[::-1]
     return shape[:-2] if shape == (*needed, 1, 1) else shape
-
-
-def mismatch(needed: Mapping, places: Places, extra: list[str], wrong: list[str], part: Part) -> str:
-    """Why the tensors of a part do not make up its network. A file of quite another network deserves a better word than
-    its thousand differences."""
-    if extra and not places:
-        asks = "is it a single-file checkpoint, an adapter or another part?"
-        return f"{part.path} holds no tensor of this network but {listed(extra)}: {asks}"
-    if READS_TEXT in wrong:
-        shape = places[READS_TEXT].held.entry.shape
-        if len(shape) == 2 and shape[1] != needed[READS_TEXT][1]:
-            return (
-                f"{part.path} is of another family: it reads text of width {text_width(shape[1])}, and "
-                f"{part.described_by} says {text_width(needed[READS_TEXT][1])}: {TOGETHER}"
-            )
-    faults = []
-    missing = [name for name in needed if name not in places]
-    if missing:
-        faults.append(f"of {len(needed)} tensors {len(missing)} are missing, {listed(missing)}")
-    if extra:
-        faults.append(f"{len(extra)} unexpected tensors, {listed(extra)}")
-    if faults:
-        return f"{part.path} is not the network of {part.described_by}: {'; '.join(faults)}: {TOGETHER}"
-    shapes = [f"{places[name].held.key} {places[name].held.entry.shape} for {needed[name]}" for name in wrong]
-    what = f"{len(wrong)} tensors of another shape than {part.described_by} describes"
-    return f"{part.path} has {what}, {listed(shapes)}: {TOGETHER}"
-
-
-def text_width(width: int) -> str:
-    """A width of text, with the family that has it."""
-    for family in FAMILIES.values():
-        if sum(family.widths) == width:
-            return f"{width} ({family.title})"
-    return str(width)
 
 
 def take(piece: Piece, tensor: Tensor, shape: torch.Size) -> Tensor:

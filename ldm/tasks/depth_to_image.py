@@ -2,18 +2,14 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from samplers.options import show
 from samplers.schedules.levels import Choice
 
 from ..draw import Watch, draw, encode_image, start_from
 from ..guidance import Guidance, UNetLike, guide
-from ..images import Images
+from ..images import Images, as_depth, depth_of_latents
 from ..model import Model
 from ..plan import Options, SamplerChoice, plan_part
 from .shared import ask, check_channels, with_channels
@@ -49,36 +45,3 @@ def depth_to_image(
     scale = run.guidance if guidance is None else guidance
     guided = guide(network, asked.cond, asked.uncond, scale, run.sigmas, run.sampler.guidance.off)
     return draw(model, guided, x, run, asked.streams, watch, decode)
-
-
-def as_depth(depth: Any) -> Tensor:
-    """Depth as (b 1 h w) float32. Raises TypeError or ValueError for what is none, with NaN, or infinite."""
-    if isinstance(depth, Image.Image):
-        depth = np.array(depth if depth.mode in ("I", "F", "I;16") else depth.convert("L"))
-    elif isinstance(depth, list | tuple) and depth and all(isinstance(one, Image.Image) for one in depth):
-        return torch.cat([as_depth(one) for one in depth])
-    if isinstance(depth, np.ndarray) and depth.dtype.kind in "uif":
-        depth = torch.from_numpy(depth.astype(np.float32))
-    if not isinstance(depth, Tensor):
-        raise TypeError(f"depth {show(depth)}: a tensor or array (b h w), or PIL pictures, are expected")
-    if depth.ndim == 4 and depth.shape[1] == 1:
-        depth = depth[:, 0]
-    found = depth.float() if depth.ndim == 3 else depth.float()[None]
-    if found.ndim != 3 or found.numel() == 0:
-        raise ValueError(f"depth of shape {tuple(depth.shape)}: (b h w) is expected")
-    if not found.isfinite().all():
-        raise ValueError("depth with NaN or infinity: give finite numbers, near is large")
-    return found[:, None]
-
-
-def depth_of_latents(depth: Tensor, size: tuple[int, ...], pictures: int) -> Tensor:
-    """Depth (b 1 h w) at the size of latents and from -1 to 1 in each picture, as the network was trained with; zeros
-    where all is equally far. Raises ValueError for another number of maps than one or one for each picture."""
-    if len(depth) not in (1, pictures):
-        raise ValueError(f"{len(depth)} depth maps for {pictures} pictures: give one, or one each")
-    small = F.interpolate(depth, (size[0], size[1]), mode="bicubic", align_corners=False)
-    low = small.amin(dim=(1, 2, 3), keepdim=True)
-    high = small.amax(dim=(1, 2, 3), keepdim=True)
-    span = torch.where(high > low, high - low, torch.ones_like(high))
-    between = 2 * (small - low) / span - 1
-    return torch.where(high > low, between, torch.zeros_like(between)).expand(pictures, -1, -1, -1)

@@ -49,7 +49,7 @@ def inpaint(
     )  # fmt: skip
     painted = as_mask(mask, asked.image, image)
     run = plan_part(model, steps, sampler, schedule, options, strength, rule)
-    begun = begin(model, asked, painted, run, strength, fill, cells, noise)
+    begun = begin(model, asked, painted, run, strength=strength, fill=fill, cells=cells, noise=noise)
     network = model.unet if network is None else as_network(network)
     if trained:
         network = with_channels(network, torch.cat([begun.mask.round(), begun.masked], dim=1))
@@ -58,7 +58,7 @@ def inpaint(
     if keep is False or (keep is None and trained):
         latents = draw(model, guided, begun.x, run, asked.streams, watch, decode=False)
     else:
-        latents = draw_kept(model, guided, begun, run, asked, strength, greys, watch)
+        latents = draw_kept(model, guided, begun, run, asked, strength=strength, greys=greys, watch=watch)
     if not decode:
         return latents
     drawn = decode_image(model, latents)
@@ -77,7 +77,7 @@ class Begun(NamedTuple):
 
 
 def begin(
-    model: Model, asked: Asked, painted: Tensor, run: Plan, strength: float, fill: str, cells: str,
+    model: Model, asked: Asked, painted: Tensor, run: Plan, *, strength: float, fill: str, cells: str,
     noise: Tensor | None,
 ) -> Begun:  # fmt: skip
     """The latents that a run begins with. Draws are made in the order of diffusers: the posterior of the picture, but
@@ -102,7 +102,15 @@ def begin(
 
 
 def draw_kept(
-    model: Model, guided: Any, begun: Begun, run: Plan, asked: Asked, strength: float, greys: str, watch: Watch | None
+    model: Model,
+    guided: Any,
+    begun: Begun,
+    run: Plan,
+    asked: Asked,
+    *,
+    strength: float,
+    greys: str,
+    watch: Watch | None,
 ) -> Tensor:
     """The final latents, held to the picture's outside the mask in each evaluation of the network and at the end."""
     mask = begun.mask

@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d
 import estimate
 import weights
 from jobs import batches, draw_batches, in_turn, repeat
+from ldm import tasks
 from ldm.config import MODELS, TinyVAEConfig
 from ldm.taesd import TinyVAE
 from preview import Preview, linear_decoder, make_decoder, published_colors
@@ -139,6 +140,18 @@ def test_a_preview_shows_the_picture_and_changes_nothing(model, tmp_path):
     assert apart.square().mean().sqrt() < 0.4 < avg_pool2d(plain, 8).std()  # it explains most of what is there
 
 
+def test_a_preview_is_of_the_clean_estimate(model, tmp_path):
+    estimates, shown = [], []
+    look = Preview(tmp_path / "preview.png", lambda x0: shown.append(x0.clone()) or torch.zeros(1, 3, 8, 8), 2, steps=4)
+
+    def watch(step):
+        estimates.append(step.x0.clone())
+        look(step)
+
+    tasks.text_to_image(model, "a fox", steps=4, watch=watch)
+    assert len(shown) == 3 and all(torch.equal(shown[k], estimates[number]) for k, number in enumerate((0, 2, 3)))
+
+
 def test_a_linear_preview_fits_the_decoder(model):
     """Of latents that were not fitted on: most of the variance of the colors."""
     torch.manual_seed(1)
@@ -175,12 +188,12 @@ def test_a_report_is_one_object_however_it_ends(monkeypatch, end, status, code):
             print("50%\rwarning: mind", file=sys.stderr)
             report.add_picture("a.png", picture(seed=5), 0.5)
             if end:
-                print("error: it broke", file=sys.stderr)
+                print("error: it broke\nldm draw: error: it broke", file=sys.stderr)
                 raise end
     except (SystemExit, KeyboardInterrupt) as error:
         assert error is end
     found = json.loads(out.getvalue())
     assert (found["status"], found["exit"]) == (status, code)
     assert found["pictures"] == [{"path": "a.png", "seed": 5, "seconds": 0.5, "settings": picture(seed=5)}]
-    assert found["warnings"] == ["mind"] and found["errors"] == (["it broke"] if end else [])
+    assert found["warnings"] == ["mind"] and found["errors"] == (["it broke"] * 2 if end else [])
     assert err.getvalue().startswith("a.png\n")

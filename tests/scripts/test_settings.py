@@ -62,6 +62,13 @@ def test_two_schedules_are_one_too_many(capsys):
     assert told == "error: sampler 'DPM++ 2M Karras' names the schedule karras: leave out --schedule 'Simple'\n"
 
 
+def test_a_sampler_is_no_schedule(capsys):
+    for name in ("EulerDiscreteScheduler", "DPM++ 2M Karras"):
+        with pytest.raises(SystemExit):
+            choose(schedule=name)
+        assert capsys.readouterr().err == f"error: schedule {name!r} is a sampler: give it as --sampler\n"
+
+
 def test_automatic_and_align_your_steps_depend_on_sampler_and_model():
     assert choose(sampler="DPM++ 2M SDE", schedule="Automatic")["schedule"] == "exponential"
     assert choose(sampler="dpmpp_2m", schedule="automatic")["schedule"] == "karras"

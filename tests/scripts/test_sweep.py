@@ -6,14 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+import weights
 from axes import parse_axes, parse_axis
 from labelled_grid import BACKGROUND, Layout, Texts, label_grid, wrap
+from ldm import tasks
+from ldm.adapters import lora
 from support.paths import ROOT
-from sweep import check_plan, find_missing, make_sweep
+from sweep import check_plan, draw_cells, find_missing, make_sweep
 
 SETTINGS = {"prompt": "a red apple", "negative": None, "options": {"s_noise": 1}, "lora": ["x/style.safetensors:0.5"]}
 
@@ -84,6 +89,20 @@ def test_cells_take_the_values_row_by_row():
     swept = make_sweep(parse_axes(["lora.style=0..1:2", "prompt~red->blue"]), SETTINGS)
     assert [cell["lora"] for cell in swept.cells] == [["x/style.safetensors:0"], ["x/style.safetensors:1"]] * 2
     assert [cell["prompt"] for cell in swept.cells] == ["a red apple"] * 2 + ["a blue apple"] * 2
+
+
+def test_strengths_of_an_adapter_are_merged_in_turn_and_undone():
+    """Strength 0 is the model without it, bit for bit, also after a cell with it."""
+    model = weights.load(weights.MINIATURE)
+    adapter = lora.new(model, "unet.mid_block.*.to_?", rank=2)
+    for name, delta in adapter.deltas.items():
+        adapter.deltas[name] = replace(delta, up=torch.ones_like(delta.up))
+    cell = {"prompt": "a fox", "negative": None, "seed": 1, "sampler": "euler", "schedule": "karras", "steps": 1,
+            "guidance": 1.0, "options": {}, "height": 64, "width": 64, "lora": ["style:0.5"]}  # fmt: skip
+    swept = make_sweep(parse_axes(["lora=1,0"]), cell)
+    drawn = {number: image for number, image, _ in draw_cells(model, [adapter], swept.cells, [0, 1], 8)}
+    plain = tasks.text_to_image(model, "a fox", seeds=1, sampler="euler", schedule="karras", steps=1, guidance=1.0)[0]
+    assert torch.equal(drawn[1], plain) and (drawn[0] - plain).abs().max() > 1e-3
 
 
 def test_labels_are_whole_and_touch_no_picture(monkeypatch):

@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -597,6 +598,19 @@ def test_cache_that_takes_no_notes(hub, tmp_path):
         shutil.rmtree(home / folder)
         (home / folder).touch()
     assert fetch(REPO, every) == fetched == fetch(REPO, every, offline=True, revision=commit)
+
+
+def test_file_system_without_links(hub, tmp_path, monkeypatch):
+    """None is at hand here, so its error is: copies lie in the place of links."""
+
+    def refuse(self, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    hub.push(REPO, {FILE: BIG[:10], "a/config.json": b"{}"})
+    fetched = fetch(REPO, every)
+    assert read(fetched) == {FILE: BIG[:10], "a/config.json": b"{}"} and not (fetched.path / FILE).is_symlink()
+    assert fetch(REPO, every) == fetched and not list(tmp_path.rglob(".part-*"))
 
 
 # whatever prevents it

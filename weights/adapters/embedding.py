@@ -26,11 +26,13 @@ from ldm.clip import CLIPText
 from ldm.config import FAMILIES
 from ldm.model import Model
 
-from ..disk.safetensors import read_header
+from ..disk.safetensors import Entries, read_header
 from ..errors import CheckpointError, listed, shown
 from .names import BUNDLED, split_word
 from .read import FILES, adapter_file, read_all
 
+MOST_VECTORS = 1000  # no prompt has room for more than 75
+WIDEST_TOWER = 2**16
 UNNAMED = ("emb_params", "string_to_param.*")
 TOWERS = ("clip_l", "clip_g")  # of SDXL, in published order
 ROWS = ("text_encoders_0", "text_encoders_1")
@@ -114,7 +116,9 @@ def widths(words: Mapping[str, Embedding]) -> set[tuple[int, ...]]:
 
 def read_file(path: Path) -> dict[str, Embedding]:
     """The words of one file, by token; of an adapter's file, those that lie beside it."""
-    keys = list(read_header(path).entries)
+    entries = read_header(path).entries
+    check_sizes(path, entries)
+    keys = list(entries)
     bundled = [key for key in keys if key.startswith(BUNDLED)]
     places: dict[str, dict[str, str]] = defaultdict(dict)  # word -> what the tensor is -> key
     for key in bundled:
@@ -129,6 +133,16 @@ def read_file(path: Path) -> dict[str, Embedding]:
         for word, fields in used.items()
     ]
     return {word.token: word for word in words}
+
+
+def check_sizes(path: Path, entries: Entries) -> None:
+    """Before anything is read of a file that may be of any kind."""
+    for key, entry in entries.items():
+        if max(entry.shape, default=0) > WIDEST_TOWER or len(entry.shape) == 2 and entry.shape[0] > MOST_VECTORS:
+            raise CheckpointError(
+                f"{path}: {shown(key)} has the shape {shown(entry.shape)}: at most {MOST_VECTORS} vectors of at most "
+                f"{WIDEST_TOWER} numbers are read"
+            )
 
 
 def choose_fields(path: Path, word: str, fields: Mapping[str, str]) -> list[str]:

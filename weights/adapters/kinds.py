@@ -7,6 +7,7 @@ Endings of the keys and shapes: kohya-ss/sd-scripts (networks/lora.py), KohakuBl
 import re
 from collections.abc import Mapping
 from math import sqrt
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ldm.adapters.deltas import Added, Delta, DoRA, Full, LoHa, LoKr, LoRA, Mult
 from ldm.adapters.products import IA3
 
 from ..disk.settings import WIDTH, Settings, is_number
-from ..errors import shown
+from ..errors import CheckpointError, shown
 from .algorithms import ENDINGS, check_oft_of_peft, glora_rank, matrix, one, read_algorithm
 from .patterns import LONGEST, fits_end, parse
 
@@ -73,6 +74,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
     "use_bdlora": (None,),
 }
 MOST_NAMES = 5000  # in a table of peft; SDXL has fewer modules
+MOST_LOOKUPS = 10_000_000  # of a tensor among the patterns; they take seconds
 NAME = re.compile(r"\^?[\w.]+\$?")  # in patterns of peft; others are regular expressions
 
 
@@ -129,6 +131,16 @@ def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
     if r <= 0 or rank not in (None, r):
         config.refuse("r", f"a rank of {r} is configured for {path}, and {rank} is in the file")
     return alpha / (sqrt(r) if config.flag("use_rslora") else r)
+
+
+def check_work(path: Path, tensors: int, configs: Mapping[str, Settings]) -> None:
+    """Each module is looked up among the patterns of its network."""
+    for config in configs.values():
+        for key in ("rank_pattern", "alpha_pattern"):
+            table = config.values.get(key)
+            if isinstance(table, dict) and len(table) * tensors > MOST_LOOKUPS:
+                what = f"{key} has {len(table)} patterns for {tensors} tensors"
+                raise CheckpointError(f"{path}: {what}: fewer are expected, one for each module at most")
 
 
 def by_pattern(config: Settings, key: str, path: str, default: float) -> float:

@@ -26,12 +26,14 @@ from ldm.adapters.lora import Adapter, parameters
 from ldm.adapters.products import IA3
 from ldm.model import Model
 
-from ..checkpoint import read_values, text_width
-from ..disk.safetensors import FLOATS, is_finite, open_mapped, read_header, read_stored
-from ..disk.settings import Settings, names_in, parse_json
+from ..checkpoint import read_values
+from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_stored
+from ..disk.settings import WIDEST, Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
-from .kinds import build, config_of, scale_of, split_key
+from ..misfits import text_width
+from ..sources import as_written
+from .kinds import build, check_work, config_of, scale_of, split_key
 from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_name, whose, words_in
 
 T = TypeVar("T")
@@ -55,6 +57,7 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     tensors, metadata = read_all(path)
     groups, unmatched = group_tensors(path, tensors)
     configs = read_configs(path, tensors, metadata)
+    check_work(path, len(tensors), configs)
     table = names_of(model, part)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
     deltas: dict[str, Delta] = {}
@@ -136,12 +139,12 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     another CheckpointError for whatever is wrong with it."""
     path = adapter_file(Path(source))
     metadata = read_header(path).metadata
-    with open_mapped(path) as file:
-        tensors = {key: file.get_tensor(key) for key in read_header(path).entries}  # their values stay on the disk
+    tensors = read_as_stored(path, read_header(path).entries)  # their values stay on the disk
     groups, unknown = group_tensors(path, tensors)
     if not groups:
         raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
     configs = read_configs(path, tensors, metadata)
+    check_work(path, len(tensors), configs)
     changes = []
     problems = []
     for module, group in groups.items():
@@ -160,6 +163,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
 
 def adapter_file(source: Path, usual: Collection[str] = FILES, without: Collection[str] = ()) -> Path:
     """The file itself, or the one in a folder: of the usual name, or the only one that is not in `without`."""
+    source = as_written(source)
     if not source.is_dir():
         return source
     names = names_in(source)
@@ -175,16 +179,19 @@ def read_all(path: Path, keys: Collection[str] | None = None) -> tuple[dict[str,
     """The tensors of a small file, or those of the keys, as views of it, all finite; and its metadata."""
     header = read_header(path)
     entries = {key: entry for key, entry in header.entries.items() if keys is None or key in keys}
+    tensors = read_as_stored(path, entries, check_finite=True)
+    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
+    return tensors, header.metadata
+
+
+def read_as_stored(path: Path, entries: Entries, check_finite: bool = False) -> dict[str, Tensor]:
+    """Views of the file, in the dtypes that it has."""
     for key, entry in entries.items():
         if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-    with open_mapped(path) as file:
-        tensors = {key: file.get_tensor(key) for key in entries}
-    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
-    for key, tensor in tensors.items():
-        if not is_finite(tensor):
-            raise CheckpointError(f"{path}: {shown(key)} holds NaN or infinity: the file is damaged")
-    return tensors, header.metadata
+        if max(entry.shape, default=0) > WIDEST:
+            raise CheckpointError(f"{path}: {shown(key)} has the shape {shown(entry.shape)}: no layer is so large")
+    return dict(map_tensors(path, entries, check_finite)) if entries else {}
 
 
 def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group[T]], list[str]]:

@@ -1,23 +1,28 @@
 """Weight files: a .safetensors file, or its shards.
 
 A file is 8 bytes with the length of a JSON header, the header, the tensors' bytes. The header is checked here, by the
-format's rules (github.com/huggingface/safetensors, README "Format"), before the library opens the file: so every fault
-has a name, and no other room needs to doubt a file.
+format's rules (github.com/huggingface/safetensors, README "Format"): so every fault has a name, and no other room needs
+to doubt a file. What is wrong is put into words by `faults`.
+
+A file may change while it is read. So its values are read by system calls, which report an error where a mapped page
+that is no longer there would end the process; and whoever reads them finds the file whose header was read, or none.
 """
 
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from math import isfinite, prod
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, shown
+from . import faults
 from .settings import JSON_BYTES, open_file, parse_json, read_json
 from .variants import choose_variant
 
@@ -38,30 +43,34 @@ OF_BITS = {
     64: ("U64", "I64", "F64", "C64"),
 }
 BITS = {dtype: bits for bits, dtypes in OF_BITS.items() for dtype in dtypes}
-CONVERTED = 16 * 2**20  # bytes converted before the file is mapped anew
+TORCH = FLOATS | {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+PIECE = 2**18  # numbers read at a time: they stay in the processor's cache until they were looked at
+AXES = 64  # of a tensor; PyTorch computes with no more
+KEY_LENGTH = 500  # characters of a name; the longest published ones have 150
 
-PICKLE = "holds pickled Python objects, which are never read here: convert it to safetensors"
-OTHERS = (  # the first bytes, in lower case, of what people save as .safetensors by mistake
-    (b"version https://git-lfs", "is a git-LFS pointer and not the file itself: run git lfs pull"),
-    ((b"<!doctype", b"<html"), "is a web page: the download went wrong, perhaps for want of a licence or a token"),
-    (b"<?xml", "is an XML page: the download went wrong"),
-    (b"pk\x03\x04", "is a zip archive as torch.save writes it and " + PICKLE),
-    *((bytes([0x80, protocol]), PICKLE) for protocol in range(2, 6)),
-    (b"\x1f\x8b", "is compressed by gzip: unpack it"),
-    (b"gguf", "is a GGUF file: this program reads safetensors"),
-    (b"{", "is JSON text: the download went wrong"),
-)
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
+
+
+class FileState(NamedTuple):
+    """Of a file when its header was read: another one, wherever something was written to it or put in its place.
+    start: of its data, after the header. modified: in nanoseconds."""
+
+    start: int = 0
+    device: int = 0
+    inode: int = 0
+    size: int = 0
+    modified: int = 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: bytes begin .. end of the data that follow the header."""
+    """Where one tensor lies: bytes begin .. end of the data that follow the header. file: the state of its file."""
 
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
+    file: FileState = FileState()
 
 
 class Header(NamedTuple):
@@ -87,45 +96,35 @@ def read_header(path: Path) -> Header:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = header_length(path, file.read(64), size)
+        state = state_of(file, 8 + length)
         file.seek(8)
-        values = parse_json(file.read(length), f"{path}: its header")
+        raw = file.read(length)
+    values = parse_json(raw, f"{path}: its header")
+    if b"-0" in raw:
+        faults.check_zeros(path, raw)
     metadata = values.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ in its header must hold texts only")
-    entries = {key: check_entry(path, key, value) for key, value in values.items()}
+    entries = {key: check_entry(path, key, value, state) for key, value in values.items()}
     check_layout(path, entries, size - 8 - length)
     return Header(entries, metadata)
+
+
+def state_of(file: BufferedReader, start: int) -> FileState:
+    found = os.fstat(file.fileno())
+    return FileState(start, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def header_length(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 2 <= length <= min(size - 8, JSON_BYTES):
         return length
-    raise CheckpointError(f"{path}{header_fault(start, size, length)}")
+    raise CheckpointError(f"{path}{faults.header_fault(path, start, size, length)}")
 
 
-def header_fault(start: bytes, size: int, length: int) -> str:
-    if size == 0:
-        return " is empty: download it again"
-    if start[8:9] != b"{":
-        text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        for first, problem in OTHERS:
-            if text.startswith(first):
-                return f" {problem}"
-    if size < 8:
-        return f" has {size} bytes, too few to be a safetensors file: download it again"
-    announced = f": a header of {length} bytes is announced"
-    if length > JSON_BYTES:
-        return f"{announced}, at most {JSON_BYTES} are allowed: this is no safetensors file"
-    if length > size - 8:
-        return f"{announced} and only {size - 8} follow: the file is cut off, download it again"
-    return ": its header does not begin with '{': this is no safetensors file"
-
-
-def check_entry(path: Path, key: str, value: Any) -> Entry:
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        wanted = "dtype, shape and data_offsets"
-        raise CheckpointError(f"{path}: {shown(key)} must have {wanted} in the header, and has {shown(value)}")
+def check_entry(path: Path, key: str, value: Any, state: FileState) -> Entry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"} or len(key) > KEY_LENGTH:
+        faults.refuse_fields(path, key, value, KEY_LENGTH)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     known = isinstance(dtype, str) and dtype in BITS
     if not known or not is_counts(shape) or not is_counts(offsets) or len(offsets) != 2:
@@ -134,14 +133,14 @@ def check_entry(path: Path, key: str, value: Any) -> Entry:
     bits = prod(shape) * BITS[dtype]
     if bits != 8 * (end - begin) or prod(max(n, 1) for n in shape) * BITS[dtype] >= 2**63:
         refuse_entry(path, key, dtype, shape, offsets)
-    return Entry(dtype, tuple(shape), begin, end)
+    return Entry(dtype, tuple(shape), begin, end, state)
 
 
 def refuse_entry(path: Path, key: str, dtype: Any, shape: Any, offsets: Any) -> NoReturn:
     if not isinstance(dtype, str) or dtype not in BITS:
         fault = f"the unknown dtype {shown(dtype)}"
     elif not is_counts(shape):
-        fault = f"the shape {shown(shape)}: whole numbers from 0 are expected"
+        fault = f"the shape {shown(shape)}: at most {AXES} whole numbers from 0 are expected"
     elif not is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         fault = f"the data_offsets {shown(offsets)}: two increasing numbers from 0 are expected"
     elif prod(max(n, 1) for n in shape) * BITS[dtype] >= 2**63:
@@ -154,7 +153,7 @@ def refuse_entry(path: Path, key: str, dtype: Any, shape: Any, offsets: Any) -> 
 
 
 def is_counts(values: object) -> bool:
-    return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
+    return isinstance(values, list) and len(values) <= AXES and all(type(n) is int and 0 <= n < 2**64 for n in values)
 
 
 def check_layout(path: Path, entries: Entries, room: int) -> None:
@@ -162,66 +161,96 @@ def check_layout(path: Path, entries: Entries, room: int) -> None:
     reached = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != reached:
-            raise CheckpointError(f"{path}: {misplaced(key, entries, reached, room)}")
+            raise CheckpointError(f"{path}: {faults.misplaced(key, entries, reached, room)}")
         reached = entry.end
     if reached != room:
-        refuse_end(path, reached, room)
+        faults.refuse_end(path, reached, room)
 
 
-def refuse_end(path: Path, reached: int, room: int) -> NoReturn:
-    fault = f"{room - reached} trailing bytes after the last tensor belong to none"
-    if reached > room:
-        fault = f"{reached} bytes of data are announced and only {room} follow: the file is cut off, download it again"
-    raise CheckpointError(f"{path}: {fault}")
+def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device, check: bool) -> NamedTensors:
+    """Key and tensor, as `dtype` on `device`, of these entries of a checked file. check: refuse NaN and infinity."""
+    stay = {key: entry for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"}
+    if stay:
+        yield from map_tensors(path, stay, check)
+    with open_file(path) as file:
+        check_state(path, file, entries)
+        for key in sorted(entries.keys() - stay, key=lambda key: entries[key].begin):
+            tensor = copied(path, file, entries[key], dtype, device)
+            if check and not is_finite(tensor):
+                faults.refuse_values(path, key, dtype)
+            yield key, tensor
+        check_state(path, file, entries)
 
 
-def misplaced(key: str, entries: Entries, reached: int, room: int) -> str:
-    """What is wrong with a tensor that does not begin where the one before it ended."""
-    for far, entry in entries.items():
-        if entry.end > room:
-            return f"{shown(far)} lies outside the file's {room} bytes of data, at {entry.begin} to {entry.end}"
-    entry = entries[key]
-    fault = "overlaps another tensor"
-    if entry.begin > reached:
-        fault = f"leaves a hole of {entry.begin - reached} bytes that belong to no tensor"
-    return f"{shown(key)}, at bytes {entry.begin} to {entry.end} of the data, {fault}"
+def copied(path: Path, file: BufferedReader, entry: Entry, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.empty(entry.shape, dtype=dtype, device=device)
+    for part, piece in zip(tensor.view(-1).split(PIECE), pieces(path, file, entry)):
+        part.copy_(piece)
+    return tensor
 
 
-def read_tensors(path: Path, entries: Entries, dtype: torch.dtype, device: torch.device) -> NamedTensors:
-    """Key and tensor, as `dtype` on `device`, of these entries of a checked file. What needs no conversion is a view of
-    the mapped file and takes memory only when it is used; do not change the file meanwhile. The rest is converted one
-    tensor at a time. CheckpointError for a tensor that is not in FLOATS."""
-    check_floats(Held(path, key, entry) for key, entry in entries.items())
-    stay = [key for key, entry in entries.items() if FLOATS[entry.dtype] == dtype and device.type == "cpu"]
-    for keys in [stay, *batches({key: entries[key] for key in entries.keys() - stay})]:
-        with open_mapped(path) as file:
-            for key in keys:
-                yield key, file.get_tensor(key).to(device=device, dtype=dtype)
+def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
+    """Views of the mapped file, which take memory only when they are used; do not change the file meanwhile. To touch a
+    page that a shortened file no longer has would end the process, so none is touched here. Single numbers are read."""
+    size = next(iter(entries.values())).file.size
+    with open_file(path) as file:
+        check_state(path, file, entries)
+        mapped = memoryview(map_file(path, file, size))
+        for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+            dtype = TORCH[entry.dtype]
+            if check and not all(map(is_finite, pieces(path, file, entry))):
+                faults.refuse_stored(path, key)
+            if prod(entry.shape) > 1:
+                begin = entry.file.start + entry.begin
+                end = entry.file.start + entry.end
+                yield key, torch.frombuffer(mapped[begin:end], dtype=dtype).view(entry.shape)
+            else:
+                yield key, copied(path, file, entry, dtype, torch.device("cpu"))
+        check_state(path, file, entries)
+
+
+def map_file(path: Path, file: BufferedReader, size: int) -> mmap:
+    """What is written to the mapping does not reach the file."""
+    try:
+        return mmap(file.fileno(), size, access=ACCESS_COPY)
+    except ValueError:  # it is shorter by now
+        faults.refuse_change(path)
+
+
+def check_state(path: Path, file: BufferedReader, entries: Entries) -> None:
+    seen = next(iter(entries.values())).file
+    if state_of(file, seen.start) != seen:
+        faults.refuse_change(path)
+
+
+def pieces(path: Path, file: BufferedReader, entry: Entry) -> Iterator[Tensor]:
+    """The values of a tensor, PIECE of them at a time; each piece (n) lies in the memory of the one before."""
+    dtype = TORCH[entry.dtype]
+    size = PIECE * dtype.itemsize
+    buffer = memoryview(bytearray(min(size, entry.end - entry.begin)))
+    file.seek(entry.file.start + entry.begin)
+    for begin in range(entry.begin, entry.end, size):
+        piece = buffer[: entry.end - begin]
+        if file.readinto(piece) != len(piece):
+            faults.refuse_change(path)
+        yield torch.frombuffer(piece, dtype=dtype)
+
+
+def read_value(held: Held) -> Tensor:
+    """One tensor as float32, in memory of its own. Raises as `read_tensors`."""
+    check_floats([held])
+    entries = {held.key: held.entry}
+    with open_file(held.file) as file:
+        check_state(held.file, file, entries)
+        tensor = copied(held.file, file, held.entry, torch.float32, torch.device("cpu"))
+        check_state(held.file, file, entries)
+    return tensor
 
 
 def check_floats(tensors: Iterable[Held]) -> None:
     for path, key, entry in tensors:
         if entry.dtype not in FLOATS:
             raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-
-
-def batches(entries: Entries) -> Iterator[list[str]]:
-    """Keys in the order of the file, cut about every CONVERTED bytes: pages that were read count as memory in use
-    until the mapping they belong to is closed."""
-    batch = []
-    for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
-        batch.append(key)
-        if entry.end - entries[batch[0]].begin > CONVERTED:
-            yield batch
-            batch = []
-    yield batch
-
-
-def open_mapped(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:  # the file was changed meanwhile, or the library is stricter than we
-        raise CheckpointError(f"{path} cannot be opened: {error}") from None
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -233,8 +262,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def choose_file(where: str, names: list[str], stem: str, variant: str | None) -> str:
-    """The file or index to read: that of the variant; without one the plain one, else the only one there is. Raises
-    CheckpointError that lists what is offered instead; `where` begins it."""
+    """The file or index to read: that of the variant; without one the plain one, else the only one there is."""
     plain = f"{stem}.safetensors"
     if plain in names and not variant:
         return plain

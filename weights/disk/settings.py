@@ -5,6 +5,7 @@ names what it refuses.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from typing import Any, NamedTuple, NoReturn
 from ..errors import CheckpointError, shown
 
 HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can write one alone
-JSON_BYTES = 100_000_000  # at most; the same limit as in the safetensors format
+JSON_BYTES = 20_000_000  # at most; those of published files, lists of the training's captions included, have 10 MB
+USUAL_BYTES = 2**20  # up to these, no text makes trouble
+VALUES = 250_000  # in one JSON text, at most: 20,000 tensors in a header, of which no published file has 5,000
+DIGITS = re.compile(rb"[0-9]{500}")  # of one number: to read many such numbers takes long
+TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 WIDEST = 2**20  # of a width; no network comes near it
 DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
 
@@ -56,14 +61,13 @@ def names_in(folder: Path) -> list[str]:
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > JSON_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes; a JSON file here has at most {JSON_BYTES}")
-        return parse_json(file.read(), str(path))
+        return parse_json(file.read(JSON_BYTES + 1), str(path))
 
 
 def parse_json(raw: bytes, where: str) -> dict:
     """The object that raw holds; `where` begins each error."""
+    if len(raw) > USUAL_BYTES:
+        check_size(raw, where)
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: unique(pairs, where))
     except (ValueError, RecursionError) as error:
@@ -71,6 +75,28 @@ def parse_json(raw: bytes, where: str) -> dict:
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def count_values(raw: bytes) -> int:
+    """No fewer than a JSON text has: what looks like one in its texts counts too."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+
+
+def check_size(raw: bytes, where: str) -> None:
+    if len(raw) > JSON_BYTES:
+        raise CheckpointError(f"{where} has more than {JSON_BYTES} bytes, which no such text has")
+    count = count_values(raw)
+    if count > VALUES:
+        count = count_values(without_texts(raw))
+    if DIGITS.search(raw) and DIGITS.search(without_texts(raw)):
+        raise CheckpointError(f"{where} is not valid JSON here: it has a number of more than 500 digits")
+    if count > VALUES:
+        raise CheckpointError(f"{where} is not valid JSON here: it has {count} values, and at most {VALUES} are read")
+
+
+def without_texts(raw: bytes) -> bytes:
+    """A JSON text in which each text is empty."""
+    return TEXT.sub(b'""', raw)
 
 
 def refuse_json(error: Exception, where: str) -> NoReturn:
@@ -91,9 +117,10 @@ def unique(pairs: list[tuple[str, object]], where: str) -> dict:
 
 
 def refuse_pairs(pairs: list[tuple[str, object]], texts: list[str], where: str) -> NoReturn:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise CheckpointError(f"{where} has the key {shown(max(names, key=names.count))} more than once")
+    counts = Counter(name for name, _ in pairs)
+    ((name, count),) = counts.most_common(1)
+    if count > 1:
+        raise CheckpointError(f"{where} has the key {shown(name)} more than once")
     half = next(filter(HALF.search, texts))
     raise CheckpointError(f"{where} has the text {shown(half)}, which is not Unicode")
 

@@ -42,7 +42,7 @@ REPO = re.compile(
     re.ASCII,
 )
 REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
-PART = re.compile("([0-9a-f]{40}|[0-9a-f]{64}).incomplete")
+PART = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.incomplete")
 
 
 class Fetched(NamedTuple):

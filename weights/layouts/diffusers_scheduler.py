@@ -49,7 +49,7 @@ PREDICTION = among(PREDICTIONS)
 EDM_PREDICTION = among(["epsilon", "v_prediction"])
 KARRAS = among(["karras"])
 OFFSET = whole(0)
-TIMES = whole(2)
+TIMES = whole(2, 10_000)  # a table is made of them; published models have 1000
 NOISE_ONLY = {  # a scheduler's other settings say how to sample; these say how the network was trained
     "trained_betas": (None,),
     "timestep_type": ("discrete",),

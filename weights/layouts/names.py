@@ -25,6 +25,8 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+DEPTH = 8  # names in the longest path of a table
+MOST_BLOCKS = 100  # input_blocks of a UNet in ldm's names; SD 1 has 12
 MID_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 TEXT_LAYER = {
     "layer_norm1": "ln_1",
@@ -152,7 +154,7 @@ def nest(ours: str, theirs: str, tails: Mapping[str, str]) -> Table:
 def rename(path: str, table: Mapping[str, str]) -> str:
     """A module or parameter of ours by the longest entry of the table that it is, or lies below."""
     parts = path.split(".")
-    for end in range(len(parts), 0, -1):
+    for end in range(min(len(parts), DEPTH), 0, -1):
         theirs = table.get(".".join(parts[:end]))
         if theirs is not None:
             return ".".join([theirs, *parts[end:]])
@@ -199,7 +201,7 @@ def ema_key(key: str) -> str:
 def unet_outline(keys: Iterable[str]) -> tuple[tuple[int, ...], int]:
     """Of a UNet in ldm's names: depth per level, as 0 or 1, and resnets per level; enough for unet_table."""
     keys = set(keys)
-    downs = [n for n in range(1, len(keys)) if f"input_blocks.{n}.0.op.weight" in keys]
+    downs = [n for n in range(1, min(len(keys), MOST_BLOCKS)) if f"input_blocks.{n}.0.op.weight" in keys]
     layers = downs[0] - 1 if downs else 2
     starts = [1, *(n + 1 for n in downs)]
     return tuple(int(f"input_blocks.{n}.1.norm.weight" in keys) for n in starts), layers

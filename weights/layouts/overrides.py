@@ -17,6 +17,7 @@ from ..disk.settings import DEEPEST, is_integer, is_number, parse_json
 from ..errors import CheckpointError, shown
 
 T = TypeVar("T")
+ALLOWED = {"prediction": ["eps", "v", "x0"], "noise.beta_law": ["linear", "scaled_linear", "squaredcos_cap_v2"]}
 NEW = Path("the new file")  # in errors about what is not written yet
 KEY = "ldm.facts"  # of the metadata: a JSON object from paths in ModelConfig to values
 OF_NETWORK = ("heads", "groups", "quick_gelu")  # where a network stands alone in its file
@@ -65,7 +66,8 @@ def read(seen: T, metadata: Mapping[str, str], file: Path) -> tuple[T, list[str]
     values = parse_json(metadata[KEY].encode(), f"{file}: {KEY} in its metadata")
     facts = seen
     for path, value in values.items():
-        if path not in paths_of(facts) or not is_alike(value, get(facts, path)):
+        known = path in paths_of(facts) and is_alike(value, get(facts, path))
+        if not known or value not in ALLOWED.get(path, [value]):
             raise CheckpointError(f"{file}: {KEY} in its metadata says {shown(path)} is {shown(value)}: that cannot be")
         facts = put(facts, path, tuple(value) if isinstance(value, list) else value)
     return facts, [f"{', '.join(values)}: {KEY} in the metadata"]
@@ -112,8 +114,10 @@ def put(facts, path: str, value: object):
 def is_alike(value: object, present: object) -> bool:
     """Whether a value from a file is of the kind of what is there."""
     match present:
-        case bool() | str():
-            return type(value) is type(present)
+        case bool():
+            return type(value) is bool
+        case str():
+            return isinstance(value, str) and len(value) <= 100
         case int():
             return is_integer(value, 0)
         case float():

@@ -20,6 +20,8 @@ GROUPS = 32  # of every GroupNorm
 HEAD = 64  # channels
 UNCLIP_WIDTHS = ((2048,), (1536,))  # of its image embedding; SDXL and the refiner add vectors of 2816 and 2560
 ROWS = {tower.width: row for row, tower in CLIPS.items()}  # of CLIPS, by width
+MOST_MODULES = 64  # of one kind in a row; the tower of ViT-bigG has 32 layers
+DEPTH = 12  # names in a path
 WHOLE_H = 24  # layers of ViT-H's tower
 
 
@@ -28,6 +30,7 @@ class Shapes:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], what: str, path: Path):
         self.shapes = shapes
+        self.modules = {module for name in shapes for module in modules_around(name)}
         self.what = what
         self.path = path
 
@@ -45,12 +48,24 @@ class Shapes:
         return self.size(name, 1) if name in self.shapes else 0
 
     def count(self, path: str) -> int:
-        """How many numbered modules 0, 1, ... without a gap there are below a path."""
-        numbers = {name[len(path) + 1 :].split(".")[0] for name in self.shapes if name.startswith(path + ".")}
-        return next(n for n in range(len(numbers) + 1) if str(n) not in numbers)
+        """How many numbered modules 0, 1, ... without a gap there are below a path. CheckpointError for more than any
+        network has: tables are made of so many, of levels times blocks."""
+        count = 0
+        while f"{path}.{count}" in self.modules:
+            count += 1
+        if count > MOST_MODULES:
+            self.refuse(f"it has more than {MOST_MODULES} modules {path}.*")
+        return count
 
     def refuse(self, problem: str) -> NoReturn:
         raise CheckpointError(f"{self.path} holds no complete {self.what}: {problem}")
+
+
+def modules_around(name: str) -> list[str]:
+    """a.0.b.1.weight -> a.0, a.0.b and a.0.b.1: the modules that hold a parameter, but the outermost. No parameter of a
+    network lies in more than DEPTH."""
+    parts = name.split(".", DEPTH)[:DEPTH]
+    return [".".join(parts[:end]) for end in range(2, len(parts))]
 
 
 def sizes_of(
@@ -185,7 +200,7 @@ def text_sizes(stored: Stored, names: str, path: Path, tower: str = "") -> CLIPC
     if not layers:
         shapes.refuse("text_model.encoder.layers.0 is missing")
     tower = tower or ROWS.get(width, "h" if names == "open_clip" else "l")
-    if tower == "h" and names == "open_clip" and ("text_projection" in stored or layers == WHOLE_H):
+    if tower == "h" and (layers == WHOLE_H or names == "open_clip" and "text_projection" in stored):
         layers -= 1  # SD 2 reads the layer before the last, so ours ends there
     projection = 0
     if tower == "bigg":

@@ -8,7 +8,7 @@ from PIL import Image
 import weights
 from ldm import tasks
 from ldm.draw import encode_image
-from ldm.images import as_images, box_around, feathered, mask_of_latents, paste_back
+from ldm.images import as_images, box_around, extend, feathered, mask_of_latents, paste_back
 from support.numbers import relative_l2
 from support.pictures import PROMPTS, generators, pictures, scheduler
 from support.tiny import tiny_sd, tiny_sdxl
@@ -197,6 +197,17 @@ def test_a_part_is_drawn_larger_and_pasted_back(pair):
     far[:, :, 27:43, 57:83] = 0
     assert drawn.shape == image.shape and torch.equal(drawn * far, image * far)
     assert ((drawn - image).abs() * mask).max() > 0.05
+
+
+def test_a_larger_picture_around_this_one():
+    """The mask covers what is new, and nothing of the picture."""
+    image = pictures(2)
+    wider, mask = extend(image, right=16, top=8)
+    assert wider.shape == (2, 3, 72, 112) and torch.equal(wider[:, :, 8:, :96], image)
+    assert mask.shape == (1, 1, 72, 112) and mask[:, :, 8:, :96].sum() == 0 and mask.sum() == 72 * 112 - 64 * 96
+    for sides in ((0, 0, 0, 0), (-8, 0, 8, 0)):
+        with pytest.raises(ValueError, match="sides"):
+            extend(image, *sides)
 
 
 def test_paste_back_of_bits():

@@ -1,7 +1,5 @@
 """Editing, depth, enlarging, two models, two passes, interpolation and inversion."""
 
-from dataclasses import replace
-
 import diffusers
 import numpy as np
 import pytest
@@ -11,12 +9,13 @@ from PIL import Image
 import weights
 from ldm import tasks
 from ldm.draw import encode_image
-from ldm.tasks.depth_to_image import depth_of_latents
+from ldm.images import depth_of_latents
 from ldm.tasks.interpolate import slerp
 from samplers.step import Step
+from support.networks import REFERENCE_SD_X4
 from support.numbers import relative_l2
 from support.pictures import PROMPTS, generators, pictures, scheduler
-from support.tiny import tiny_refiner, tiny_sd, tiny_sd2, tiny_sdxl
+from support.tiny import BETAS, make_text, make_unet, make_vae, tiny_refiner, tiny_sd, tiny_sd2, tiny_sdxl, tokenizer
 
 LIMIT = 1e-4  # see test_image_to_image.py
 
@@ -93,6 +92,46 @@ def test_depth_equals_diffusers(models):
         output_type="latent",
     ).images
     assert relative_l2(ours, expected) < LIMIT
+
+
+def test_upscale_equals_diffusers(tmp_path):
+    """The noise of the small picture from each generator first, then the start; the level told to both halves."""
+    scheduling = diffusers.DDIMScheduler(
+        **BETAS, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction"
+    )
+    pipeline = diffusers.StableDiffusionUpscalePipeline(
+        vae=make_vae(dict(block_out_channels=(16, 32, 48), down_block_types=["DownEncoderBlock2D"] * 3,
+                          up_block_types=["UpDecoderBlock2D"] * 3, scaling_factor=0.08333)),
+        text_encoder=make_text("h", {}),
+        tokenizer=tokenizer("h"),
+        unet=make_unet(REFERENCE_SD_X4 | {"cross_attention_dim": 48}),
+        low_res_scheduler=diffusers.DDPMScheduler(**BETAS),
+        scheduler=scheduling,
+    )  # fmt: skip
+    pipeline.save_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    model = weights.load(tmp_path)
+    small = pictures(2, 16, 24)
+    ours = tasks.upscale(
+        model, small, PROMPTS, noise_level=20, seeds=[4, 9], negative="blurry", steps=8, guidance=5.0, sampler="ddim",
+        schedule="leading", decode=False,
+    )  # fmt: skip
+    expected = pipeline(
+        PROMPTS,
+        image=(small + 1) / 2,
+        noise_level=20,
+        negative_prompt=["blurry"] * 2,
+        num_inference_steps=8,
+        guidance_scale=5.0,
+        generator=generators(4, 9),
+        output_type="latent",
+    ).images
+    assert ours.shape == (2, 4, 16, 24) and relative_l2(ours, expected) < LIMIT
+    drawn = tasks.upscale(model, small[:1], "", steps=1)
+    assert drawn.shape == (1, 3, 64, 96)
+    for level, error in ((351, ValueError), (-1, ValueError), ("20", TypeError)):
+        with pytest.raises(error, match="noise_level"):
+            tasks.upscale(model, small, "", noise_level=level)
 
 
 def test_depth_in_any_form_is_the_depth(models):
@@ -236,4 +275,3 @@ def test_a_task_that_a_model_cannot_do_is_refused(models):
         with pytest.raises(ValueError, match=words) as error:
             run()
         assert "\n" not in str(error.value)
-    assert replace(plain)  # no task changed it
