@@ -61,8 +61,6 @@ def check_words(model: Model, pictures: Pictures):
             continue
         try:
             check_clip_skip(model, settings.get("clip_skip") or 0)
-            if settings.get("prompt_rule") is not None:
-                prompts.find_rule(settings.get("prompt_rule"))
             for text in (settings["prompt"], settings["negative"], settings.get("prompt_2")):
                 without_syntax(text or "", settings.get("prompt_rule"))
         except ValueError as error:

@@ -40,7 +40,7 @@ from ldm.model import Model
 from ldm.version import version
 from preview import PREVIEW, Preview, make_decoder
 from prompt_files import Row, read_rows
-from prompt_rules import check_words, without_syntax
+from prompt_rules import without_syntax
 from prompt_syntax import find_syntax
 from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
@@ -87,7 +87,6 @@ def run(args: argparse.Namespace, report: Report):
         for k, chosen in enumerate(cells):
             complete(chosen, model, rows[k].where if k < len(rows) else "")
         check_drawable(model, cells, rows)
-        check_words(model, cells)
         set_threads(args.threads, model, min(args.batch, total) * cells[0]["height"] * cells[0]["width"])
         check_space(destination, total, cells[0])
         commit = model.revisions.get(settings[0]["model"], settings[0]["revision"])
