@@ -7,26 +7,17 @@ import torch
 from torch import Tensor
 
 from samplers.basics import Guided, Network
+from samplers.options import show, takes
 
 from ..conditioning import Conditioning
-from ..guidance import (
-    WANTED,
-    ClassifierFree,
-    Guidance,
-    Make,
-    Scale,
-    UNetLike,
-    as_scale,
-    checked_scale,
-    condition,
-    one_per_step,
-)
+from ..guidance import ClassifierFree, Guidance, Make, Scale, UNetLike, as_scale, checked_scale, condition, one_per_step
 from ..model import Model
 from ..plan import Plan
 from .editing import split_at_and, texts_by_step
 from .encoding import Texts, as_list, encode_texts, match
 
-TWICE = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")  # A1111's names: two calls per step
+# A1111's names of samplers of two calls a step. Others that call as often, which it has not, count their steps.
+TWICE = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")
 
 Encoded = dict[str | None, Conditioning]
 Part = tuple[Conditioning, Tensor]  # of one prompt for each picture; and its weights (b 1 1 1)
@@ -125,8 +116,9 @@ def choose_scale(guidance: Any, run: Plan) -> Scale:
     """The strength as a function of sigma. Raises TypeError or ValueError for what is none."""
     if guidance is None:
         guidance = run.guidance
-    if isinstance(guidance, str | bytes):
-        raise TypeError(f"guidance {guidance!r}: {WANTED}")
+    is_maker = callable(guidance) and not takes(guidance, 1)
+    if isinstance(guidance, str | bytes) or is_maker:
+        raise TypeError(f"guidance {show(guidance)}: give a number, one number per step, or a function of sigma")
     several = isinstance(guidance, Sequence)
     scale = one_per_step(guidance, run.sigmas) if several else as_scale(guidance)
     return checked_scale(guidance, scale, run.sampler.guidance.off)
@@ -134,7 +126,7 @@ def choose_scale(guidance: Any, run: Plan) -> Scale:
 
 def step_of(sigma: float, sigmas: Sequence[float], calls: int) -> int:
     """The number, from 0, of the call at a noise level: the first of the step that begins there, or the second where
-    the level lies within a step of two calls."""
+    the level lies within a step of two calls. A level that churn has raised counts to the step before."""
     begun = sum(1 for start in sigmas[:-1] if start >= sigma)
     step = max(begun, 1) - 1
     within = calls == 2 and sigma < sigmas[step]

@@ -19,10 +19,13 @@ from ldm.model import Model
 from ldm.plan import plan
 from ldm.prompts.chunks import make_chunks
 from ldm.prompts.rules import RULES, mix_without
+from ldm.prompts.scheduled import TWICE, step_of
 from ldm.prompts.weights import read_a1111, read_comfyui, read_compel
 from ldm.tokenizer import BOS, EOT, Tokenizer
 from ldm.unet import UNet
 from ldm.vae import VAE
+from samplers import SAMPLERS
+from samplers.basics import Streams
 from support.networks import TINY_CLIPS, TINY_UNETS, TINY_VAES
 from support.numbers import randn, randomize, relative_l2
 from support.tiny import tiny_sd, tiny_sdxl
@@ -478,6 +481,26 @@ def test_every_call_is_told_the_text_of_its_step(sd, sampler, calls):
         told += [name for name, context in texts.items() if relative_l2(cond, context[0]) < ROUNDING]
     expected = ["a cat"] * 2 + ["a dog"] * 2 if calls == 1 else ["a cat"] * 3 + ["a dog"] * 4
     assert told == expected
+
+
+@pytest.mark.parametrize("label", TWICE)
+def test_samplers_of_two_calls_are_known(sd, label):
+    """Every call has a number of its own, but where one ends at the level at which the next step begins."""
+    (name,) = [name for name, sampler in SAMPLERS.items() if sampler.label == label]
+    run = plan(sd, 4, name, "karras")
+    levels: list[float] = []
+
+    def note(x, sigma):
+        levels.append(sigma)
+        return 0.5 * x
+
+    noise = run.sampler.noise(Streams([0], (4, 8, 8)), run.sigmas)
+    for _ in run.sampler.run(note, run.start_std * randn(1, 4, 8, 8).float(), run.sigmas, noise):
+        pass
+    assert len(levels) >= 7  # the last step goes to 0 in one call
+    numbers = {step_of(sigma, run.sigmas, 2) for sigma in levels}
+    within = label in ("DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a")  # their second call is between two levels
+    assert numbers == (set(range(7)) if within else {0, 2, 4, 6})
 
 
 def test_alternation_in_prompt_and_negative_by_picture(sd):
