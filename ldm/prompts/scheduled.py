@@ -127,9 +127,11 @@ def choose_scale(guidance: Any, run: Plan) -> Scale:
 def step_of(sigma: float, sigmas: Sequence[float], calls: int) -> int:
     """The number, from 0, of the call at a noise level: the first of the step that begins there, or the second where
     the level lies within a step of two calls. A level that churn has raised counts to the step before."""
+    # The second call of an ancestral step is at the next level, but for rounding
+    sigma = sigma * (1 - 1e-9)
     begun = sum(1 for start in sigmas[:-1] if start >= sigma)
     step = max(begun, 1) - 1
-    within = calls == 2 and sigma < sigmas[step]
+    within = calls == 2 and sigma < sigmas[step] * (1 - 1e-8)
     return calls * step + (1 if within else 0)
 
 
