@@ -12,6 +12,7 @@ Where things live, in reading order:
     config        one constant per published network and per published model
     model         Model: networks, tokenizer and facts in one frozen bundle
 Beside them:
+    prompts       weights of words, long prompts, prompts that change while drawing
     images        pictures and masks as tasks take them
     blend         functions from denoisers to denoisers: what a run keeps of a picture
     adapters      LoRA and its relatives: merged into a model, or attached to it

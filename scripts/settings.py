@@ -53,6 +53,9 @@ FIELDS = {  # all that decides a picture and stands in its record, by kind; most
     "lora": list,
     "embedding": list,
     "options": dict,
+    "prompt_rule": str,
+    "prompt_2": str,
+    "clip_skip": int,
 }
 
 
