@@ -34,12 +34,13 @@ from comparison import cases, report
 from comparison.blocks import compare, expect
 from destination import held
 from ldm import ops
+from weights.sources import as_written
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", type=Path, help="a folder in the diffusers layout (default: the miniature)")
+    what.add_argument("--model", type=as_written, help="a folder in the diffusers layout (default: the miniature)")
     what.add_argument(
         "--network",
         choices=cases.NETWORKS,

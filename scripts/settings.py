@@ -47,7 +47,9 @@ FIELDS = {  # all that decides a picture and stands in its record, by kind; most
     "seed": int,
     "guidance": float,
     "ema": bool,
+    "zero_snr": bool,
     "partial_lora": bool,
+    "text": list,
     "lora": list,
     "embedding": list,
     "options": dict,
@@ -233,7 +235,7 @@ def check_options(chosen: dict[str, Any], where: str = ""):
 def split_at_colon(text: str) -> tuple[str, str | None]:
     """FILE:WORD -> the file and the word; FILE -> the file and None. The name of a file may hold a colon itself."""
     source, colon, word = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or word.startswith("//") or Path(text).exists():  # of an address it is https://
         return text, None
     if not source:
         fail(f"{text}: names no file before the colon")

@@ -29,7 +29,7 @@ import known_words
 import weights
 from axes import parse_axes
 from before_drawing import check_after, check_before, check_drawable
-from common import DTYPES, as_text, fail, first_line, tell, warn
+from common import DTYPES, as_text, fail, first_line, tell, text_sources, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, draw_batches, in_turn, repeat
@@ -148,6 +148,8 @@ def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
             offline=args.offline,
             unet=chosen["unet"],
             vae=chosen["vae"],
+            text=text_sources(chosen["text"]),
+            zero_snr=bool(chosen["zero_snr"]),
             prediction=chosen["prediction"],
             ema=bool(chosen["ema"]),
         )

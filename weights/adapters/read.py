@@ -31,6 +31,7 @@ from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_s
 from ..disk.settings import WIDEST, Settings, names_in, parse_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
+from ..sources import as_written
 from .kinds import build, check_work, config_of, scale_of, split_key
 from .misfits import check_family, check_matched, check_place, without_config
 from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_names, without_dots, words_in
@@ -162,6 +163,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
 
 def adapter_file(source: Path, usual: Collection[str] = FILES, without: Collection[str] = ()) -> Path:
     """The file itself, or the one in a folder: of the usual name, or the only one that is not in `without`."""
+    source = as_written(source)
     if not source.is_dir():
         return source
     names = names_in(source)

@@ -120,7 +120,7 @@ def header_length(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 2 <= length <= min(size - 8, JSON_BYTES):
         return length
-    raise CheckpointError(f"{path}{faults.header_fault(start, size, length)}")
+    raise CheckpointError(f"{path}{faults.header_fault(path, start, size, length)}")
 
 
 def check_entry(path: Path, key: str, value: Any, state: FileState) -> Entry:
@@ -200,7 +200,7 @@ def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
         for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
-                faults.refuse_values(path, key, dtype)
+                faults.refuse_stored(path, key)
             if prod(entry.shape) > 1:
                 begin = entry.file.start + entry.begin
                 end = entry.file.start + entry.end

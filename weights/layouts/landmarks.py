@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ..disk.safetensors import read_stored
 from ..errors import CheckpointError, listed
 from .names import SINGLE_FILES, Section
 
@@ -81,16 +82,31 @@ def find_networks(keys: Collection[str]) -> dict[str, Section]:
     return found
 
 
-def describe_other(keys: Collection[str], path: Path) -> str:
-    """Of a file that is no whole model: what it is, and what can be done with it."""
+def holds_one_network(path: Path) -> bool:
+    """Whether a file holds one network and no more of a model, as a VAE's fine-tune does."""
+    stored = read_stored(path)
+    return not other_kind(stored) and len(find_networks(stored)) == 1 and not whole_models(stored)
+
+
+def other_kind(keys: Collection[str]) -> str:
+    """What a file is that belongs to a model and is none, and what to do with it; else ""."""
     for pattern, what in NOT_MODELS:
         if any(re.search(pattern, key) for key in keys):
             return what
+    return ""
+
+
+def describe_other(keys: Collection[str], path: Path) -> str:
+    """Of a file that is no whole model: what it is, and what can be done with it."""
+    other = other_kind(keys)
+    if other:
+        return other
     found = find_networks(set(keys))
     if not found:
         return f"holds no network known here but {listed(sorted(keys))}: give a model of Stable Diffusion's family"
     held = f"holds {' and '.join(TITLES[kind] for kind in found)}, not a whole model"
-    for kind in found:
-        if kind != "text":
-            return f"{held}: swap it into one with load(base, {kind}={str(path)!r})"
-    return f"{held}: weights.load_part reads it"
+    if len(found) > 1:
+        return f"{held}: weights.load_part reads each"
+    (kind,) = found
+    rest = ", or give it the rest of one, vae= and text=" if kind == "unet" else ""
+    return f"{held}: swap it into one with load(base, {kind}={str(path)!r}){rest}"
