@@ -333,7 +333,10 @@ def test_the_first_tower_of_two_is_not_the_only_one(tmp_path):
     assert "4 tensors have no place" in refusal(tmp_path / "a.safetensors", shared_model("sd15"))
 
 
-@pytest.mark.parametrize("wrapper", ["unet._orig_mod.", "_orig_mod.", "module.", "base_model.model._orig_mod."])
+WRAPPERS = ["unet._orig_mod.", "_orig_mod.", "module.", "base_model.model._orig_mod.", "lora_unet__orig_mod_"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_networks_that_were_wrapped_when_they_were_saved(wrapper, tmp_path):
     """By torch.compile, by a trainer on many GPUs."""
     save_file(GOOD, tmp_path / "plain.safetensors")

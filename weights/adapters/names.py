@@ -113,8 +113,9 @@ def usual_names(modules: Iterable[str], table: Mapping[str, list[str]]) -> dict[
 
 
 def without_dots(module: str) -> str:
-    """kohya's names: OneTrainer keeps all dots, diffusers' converter one before the magnitudes of DoRA."""
-    return module.replace(".", "_") if module.startswith(OF_KOHYA) else module
+    """kohya's names: OneTrainer keeps all dots, diffusers' converter one before the magnitudes of DoRA. Those of a
+    compiled network say so."""
+    return module.replace(".", "_").replace("__orig_mod_", "_", 1) if module.startswith(OF_KOHYA) else module
 
 
 def split_adapter(key: str) -> tuple[str, str]:
