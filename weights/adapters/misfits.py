@@ -1,5 +1,6 @@
 """Why the tensors of an adapter's file have no place in a model, in words."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -7,6 +8,7 @@ from ldm.adapters.deltas import Delta, DoRA, fits
 from ldm.model import Model
 
 from ..errors import CheckpointError, listed, shown
+from ..layouts.landmarks import TITLES, find_networks, other_kind
 from ..misfits import text_width
 from .names import whose
 
@@ -45,9 +47,10 @@ def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, del
 def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool) -> None:
     other = whose(unmatched)
     if not deltas:
+        what = f"it is an adapter for {other}" if other else no_adapter(unmatched)
         raise CheckpointError(
             f"{path} holds nothing for this model: none of its {len(unmatched)} tensors has a place "
-            f"there, {listed(unmatched) or 'for it has none'}" + (f"; it is an adapter for {other}" if other else "")
+            f"there, {listed(unmatched) or 'for it has none'}" + (f"; {what}" if what else "")
         )
     if other:  # what fits, such as a text tower's part, was trained for another model
         raise CheckpointError(
@@ -61,3 +64,12 @@ def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool)
         )
         error.add_note("\n".join(unmatched))
         raise error
+
+
+def no_adapter(keys: Collection[str]) -> str:
+    """What a file is in place of an adapter; "" where nobody knows."""
+    networks = find_networks(keys)
+    if networks:
+        return f"it holds {' and '.join(TITLES[kind] for kind in networks)} and no adapter"
+    what = other_kind(keys)
+    return f"it {what}" if what and "adapter such as" not in what else ""
