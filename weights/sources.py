@@ -77,6 +77,7 @@ def described_by(path: Path) -> Path:
 
 def parse(text: str) -> Address | None:
     """What a text names on the hub; None where it names nothing there. CheckpointError for an address elsewhere."""
+    text = text.removeprefix("git clone ")
     bare = re.sub("^(https?|hf)://", "", text, flags=re.IGNORECASE)
     host, _, rest = bare.partition("/")
     is_web = text.lower().startswith(("http://", "https://")) or host.lower() in HUBS

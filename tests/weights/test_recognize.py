@@ -293,7 +293,14 @@ def test_incomplete_and_surprising_files(change, message, changed):
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(32, 64)}, "is an IP-Adapter"),
         ({"emb_params": torch.zeros(1, 768)}, "is a textual inversion"),
         ({"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "is a textual inversion"),
+        ({"text_encoders_0": torch.zeros(1, 768)}, "is a textual inversion"),
         ({"x": torch.zeros(1)}, "holds no network known here but 'x'"),
+        ({}, "holds no network known here but no tensor at all"),
+        ({"clip_l.text_model.final_layer_norm.lora_up.weight": torch.zeros(4, 2)}, "is an adapter such as LoRA"),
+        ({"oft_unet_mid_block_resnets_0_conv1.oft_blocks": torch.zeros(2, 4, 4)}, "is an adapter such as LoRA"),
+        ({"lycoris_mid_block_resnets_0_conv1.diff": torch.zeros(4, 4)}, "is an adapter such as LoRA"),
+        ({"diffusion_model.input_blocks.1.1.norm.diff_b": torch.zeros(4)}, "is an adapter such as LoRA"),
+        ({"mid_block.motion_modules.0.proj_in.weight": torch.zeros(4, 4)}, "is a motion module of AnimateDiff"),
     ],
 )
 def test_files_that_are_no_models_are_named(tensors, message, tmp_path):

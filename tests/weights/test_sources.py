@@ -42,6 +42,7 @@ AT_HUB = "https://huggingface.co/owner/name"
         (AT_HUB, Address("owner/name")),
         (AT_HUB + "/", Address("owner/name")),
         (AT_HUB + ".git", Address("owner/name")),
+        ("git clone " + AT_HUB, Address("owner/name")),
         (AT_HUB + "/tree/main", Address("owner/name", "main")),
         (AT_HUB + "/tree/v1/sub/folder/", Address("owner/name", "v1", "sub/folder")),
         (AT_HUB + "/tree/refs%2Fpr%2F3/sub", Address("owner/name", "refs/pr/3", "sub")),
@@ -66,6 +67,14 @@ def test_what_names_a_repository(text, repository):
 @pytest.mark.parametrize("text", ["name", "a/b/c", "/a/b", "./a/b", "../a/b", "~/a", "a//b", ""])
 def test_what_names_none(text):
     assert parse(text) is None
+
+
+def test_a_folder_of_the_hubs_cache(tmp_path):
+    """It holds models of several revisions, and says where."""
+    folder = tmp_path / "models--owner--name"
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"give the model in it, {folder}/snapshots/{'0' * 40}$"):
+        weights.describe(folder)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ OF_BITS = {
     64: ("U64", "I64", "F64", "C64"),
 }
 BITS = {dtype: bits for bits, dtypes in OF_BITS.items() for dtype in dtypes}
-TORCH = FLOATS | {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+TORCH = FLOATS | WHOLE | {"BOOL": torch.bool}
 PIECE = 2**18  # numbers read at a time: they stay in the processor's cache until they were looked at
 AXES = 64  # of a tensor; PyTorch computes with no more
 KEY_LENGTH = 500  # characters of a name; the longest published ones have 150

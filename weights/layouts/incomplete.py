@@ -196,6 +196,9 @@ def refuse_folder(folder: Path) -> NoReturn:
     advice = ""
     if "config.json" in names:
         advice = ": weights.load_part reads a network alone, and unet=, vae= and text= put it into a model"
+    elif "snapshots" in names:
+        inner = next(iter(names_in(folder / "snapshots")), "")
+        advice = f": it is a folder of the hub's cache: give the model in it, {folder / 'snapshots' / inner}"
     elif files:
         advice = f": name one of its files, {listed(files)}"
     elif pickled:
