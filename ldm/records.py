@@ -48,6 +48,8 @@ def parameters(record: Mapping[str, Any]) -> str:
         "Model hash": model_hash(record["files"])[:10],
         "Model": Path(record["model"] or "miniature").name,  # the one that ships, if none is named
     }
+    if record.get("clip_skip"):
+        facts["Clip skip"] = record["clip_skip"] + 1  # A1111 counts the usual last layer too
     settings = []
     for key, value in facts.items():
         text = str(value)

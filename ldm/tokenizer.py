@@ -9,6 +9,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from importlib import metadata
 from itertools import islice, pairwise
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 BOS, EOT = 49406, 49407
 MERGES = 48894  # the file holds more; CLIP trained with these
+LONG_WORD = 1000  # bytes; words are shorter, but not all that people paste is words
 NEVER = MERGES  # the rank of a pair that is not joined
 SPECIALS = {"open_clip": ("<start_of_text>", "<end_of_text>"), "transformers": ("<|startoftext|>", "<|endoftext|>")}
 
@@ -159,6 +161,8 @@ class Tokenizer:
         """Start from the bytes and join, until none is left, the adjacent pair that stands first in the merges."""
         parts = [self.of_byte[byte] for byte in word.encode()]
         parts[-1] += "</w>"
+        if len(parts) > LONG_WORD:
+            return self.encode_long_word(parts)
         ranks = [self.ranks.get(f"{a} {b}", NEVER) for a, b in pairwise(parts)]
         while ranks and (best := min(ranks)) < NEVER:
             i = ranks.index(best)
@@ -167,6 +171,35 @@ class Tokenizer:
             for j in range(max(i - 1, 0), min(i + 1, len(ranks))):  # the pairs that hold the joined part
                 ranks[j] = self.ranks.get(f"{parts[j]} {parts[j + 1]}", NEVER)
         return [self.ids[part] for part in parts]
+
+    def encode_long_word(self, parts: list[str]) -> list[int]:
+        """The same, in time that grows with the length and not with its square: the pairs wait in a heap. A joined part
+        stays at the place of its left half, and "" is left at that of the right one."""
+        after = [*range(1, len(parts)), None]
+        before = [None, *range(len(parts) - 1)]
+        heap: list[tuple[int, int, str]] = []
+
+        def add_pair(i: int | None) -> None:
+            if i is not None and after[i] is not None:
+                pair = f"{parts[i]} {parts[after[i]]}"
+                if pair in self.ranks:
+                    heappush(heap, (self.ranks[pair], i, pair))
+
+        for i in range(len(parts)):
+            add_pair(i)
+        while heap:
+            _, i, pair = heappop(heap)
+            j = after[i]
+            if j is None or pair != f"{parts[i]} {parts[j]}":
+                continue  # one of the two was joined with another meanwhile
+            parts[i] += parts[j]
+            parts[j] = ""
+            after[i] = after[j]
+            if after[i] is not None:
+                before[after[i]] = i
+            add_pair(before[i])
+            add_pair(i)
+        return [self.ids[part] for part in parts if part]
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, its words separated by single spaces; special tokens appear by name."""

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import prompt_rules
 from common import add_download_flags, add_run_flags, add_swap_flags, fail, make_parser
 from settings import parse_seed
 from threads import add_threads_flag
@@ -28,6 +29,12 @@ def add_subject_flags(parser: argparse.ArgumentParser):
     what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
     what.add_argument("--words", action="store_true", help="list what the small model that ships knows by name")
     group.add_argument("--negative", metavar="TEXT", help="what to move away from")
+    of_second = "the text for SDXL's second text tower (default: as --prompt)"
+    group.add_argument("--prompt-2", metavar="TEXT", help=of_second)
+    of_rule = "read weights of words, as (word:1.2), and prompts of any length, as this program does; docs/prompts.md"
+    group.add_argument("--prompt-rule", choices=prompt_rules.RULES, help=of_rule)
+    of_skip = "leave out the last N layers of the text towers; A1111's count is one more"
+    group.add_argument("--clip-skip", type=int, metavar="N", help=of_skip)
     of_sweep = (
         "a picture for each value of one or two settings, with a labelled grid, as guidance=1.5..8 sampler=euler,ddim"
     )

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from axes import Axis
-from common import tell
+from common import tell, warn
 from jobs import Settings, draw_batches
 from labelled_grid import Texts, label_grid
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.model import Model
-from ldm.scratch import place, scratch_folder
+from ldm.scratch import together
 from preview import Preview
 from report import Report
 from samplers.options import show
@@ -33,6 +33,7 @@ from settings import parse_strength, split_at_colon
 
 DEFAULT_OUT = Path("outputs")
 PLAN = "cells.json"
+UNREADABLE = "no record"
 FILES = {"grid": "grid.png", "csv": "cells.csv", "json": PLAN}
 NOTED = {  # settings in the note of a grid, if all cells share them
     "negative": "without {}",
@@ -90,23 +91,33 @@ def find_missing(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]
     check_plan(sweep, folder)
     missing = []
     for number, record in enumerate(records):
-        if not is_drawn(folder / sweep.name(number), record):
+        path = folder / sweep.name(number)
+        difference = find_difference(path, record)
+        if difference == UNREADABLE:
             missing.append(number)
+        elif difference is not None:
+            raise ValueError(f"{path}: is there already, and was made with {difference}: choose another --out")
     return missing
 
 
-def is_drawn(path: Path, record: Mapping[str, Any]) -> bool:
-    """Raises ValueError for a picture that was made otherwise."""
+def find_difference(path: Path, record: Mapping[str, Any]) -> str | None:
+    """What of the picture there was made otherwise; None if it is the one of this record, UNREADABLE if it is none."""
     try:
         found = pictures.read_record(path)
     except (OSError, ValueError):  # not there, or damaged
-        return False
+        return UNREADABLE
     expected = json.loads(json.dumps(record))
-    for key in expected:
-        if found.get(key) != expected[key]:
-            made = f"{key} {show(found.get(key))}, not {show(expected[key])}"
-            raise ValueError(f"{path}: is there already, and was made with {made}: choose another --out")
-    return True
+    for key, value in expected.items():
+        if found.get(key) != value:
+            return f"{key} {show(found.get(key))}, not {show(value)}"
+    return None
+
+
+def keep_aside(path: Path):
+    """Give whatever has this name another one."""
+    if os.path.lexists(path):
+        earlier = pictures.move_aside(path)
+        warn(f"{path}, which this sweep did not make, is {earlier} now")
 
 
 def check_plan(sweep: Sweep, folder: Path):
@@ -114,19 +125,13 @@ def check_plan(sweep: Sweep, folder: Path):
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         axes = [(axis["name"], axis["values"]) for axis in plan["axes"]]
     except FileNotFoundError:
-        check_names(sweep, folder)
         return
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:
+        raise ValueError(f"{folder / PLAN}: cannot be read: {error.strerror}: choose another --out") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{folder / PLAN}: is no table of a sweep: choose another --out") from None
     if axes != [(axis.name, list(axis.values)) for axis in sweep.axes]:
         raise ValueError(f"{folder}: holds another sweep, over {describe(axes)}: choose another --out")
-
-
-def check_names(sweep: Sweep, folder: Path):
-    """The table is written first: what has the name of another file of the sweep is none of it."""
-    for name in (*FILES.values(), *map(sweep.name, range(len(sweep.cells)))):
-        if os.path.lexists(folder / name):
-            raise ValueError(f"{folder / name}: is there already, and of no sweep: choose another --out")
 
 
 def describe(axes: Sequence[tuple[str, Sequence[Any]]]) -> str:
@@ -147,8 +152,11 @@ def write_tables(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]
             "seconds": seconds.get(number),
             "settings": record,
         })  # fmt: skip
-    write_whole(folder / PLAN, json.dumps({"axes": describe_axes(sweep), "cells": cells}, indent=1, ensure_ascii=False))
-    write_whole(folder / FILES["csv"], as_csv(sweep, cells))
+    axes = [{"name": axis.name, "values": axis.values, "labels": axis.labels} for axis in sweep.axes]
+    with together(folder) as scratch:
+        plan = json.dumps({"axes": axes, "cells": cells}, indent=1, ensure_ascii=False)
+        (scratch / PLAN).write_text(plan, encoding="utf-8", newline="")
+        (scratch / FILES["csv"]).write_text(as_csv(sweep, cells), encoding="utf-8", newline="")
 
 
 def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
@@ -164,26 +172,6 @@ def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
         line = [cell["row"], cell["column"], *cell["values"].values(), *(settings[name] for name in others)]
         table.writerow([*line, options, cell["path"], cell["seconds"]])
     return text.getvalue()
-
-
-def claim(sweep: Sweep, folder: Path):
-    """Make the folder this sweep's, by its table. Raises ValueError if another program was faster."""
-    with scratch_folder(folder) as scratch:
-        (scratch / PLAN).write_text(json.dumps({"axes": describe_axes(sweep), "cells": []}), encoding="utf-8")
-        try:
-            place(scratch / PLAN, folder / PLAN)
-        except FileExistsError:
-            check_plan(sweep, folder)
-
-
-def describe_axes(sweep: Sweep) -> list[dict[str, Any]]:
-    return [{"name": axis.name, "values": axis.values, "labels": axis.labels} for axis in sweep.axes]
-
-
-def write_whole(path: Path, text: str):
-    with scratch_folder(path.parent) as scratch:
-        (scratch / path.name).write_text(text, encoding="utf-8", newline="")
-        os.replace(scratch / path.name, path)
 
 
 def write_grid(sweep: Sweep, folder: Path):
@@ -202,9 +190,9 @@ def write_grid(sweep: Sweep, folder: Path):
         columns=sweep.axes[0].labels,
         rows=down.labels if down else [""],
     )
-    with scratch_folder(folder) as scratch:
-        label_grid(rows, texts).save(scratch / "grid.png", format="PNG")
-        os.replace(scratch / "grid.png", folder / FILES["grid"])
+    grid = label_grid(rows, texts)
+    with together(folder) as scratch:
+        grid.save(scratch / FILES["grid"], format="PNG")
 
 
 def title_of(sweep: Sweep) -> str:
@@ -247,28 +235,21 @@ def draw_cells(
                 yield group[place], image, seconds
 
 
-def save_cell(image: Tensor, path: Path, record: Mapping[str, Any]):
-    """A damaged one is replaced; that of another run, which drew it meanwhile, stays. Raises ValueError if that was
-    made otherwise."""
-    try:
-        pictures.save(image, path, record, overwrite=False)
-    except FileExistsError:
-        if not is_drawn(path, record):
-            pictures.save(image, path, record)
-
-
 def save_cells(
     sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]], drawn: Iterable[tuple[int, Tensor, float]],
     report: Report,
 ):  # fmt: skip
     """Save each cell as soon as it is drawn; then write the grid and the tables of all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(sweep, folder)
+    if not (folder / PLAN).exists():
+        for name in FILES.values():
+            keep_aside(folder / name)  # of a run that was no sweep
     write_tables(sweep, folder, records, {})
     seconds = {}
     for number, image, took in drawn:
         path = folder / sweep.name(number)
-        save_cell(image, path, records[number])
+        if find_difference(path, records[number]) is not None:
+            keep_aside(path)
+        pictures.save(image, path, records[number])
         tell(path)
         seconds[number] = took
     for number, record in enumerate(records):

@@ -746,6 +746,8 @@ FAULTS = {  # tensors, adapter_config.json -> what the error says
         "holds nothing for this model: none of its 2 tensors has a place there, 'lora_unet_double_bl",
     ),
     "empty": ({}, None, "none of its 0 tensors"),
+    "embedding": ({"<x>": torch.ones(1, 96)}, None, "; it is a textual inversion: weights.add_embedding adds it"),
+    "VAE": ({"decoder.conv_norm_out.weight": torch.ones(96)}, None, "; it holds a VAE and no adapter"),
     "one too many": (
         GOOD | {"unet.conv_last.lora_A.weight": torch.ones(2, 4), "unet.conv_last.lora_B.weight": torch.ones(4, 2)},
         None,

@@ -382,6 +382,22 @@ def test_order_of_prompts_changes_nothing():
     assert first == [backward.encode(text) for text in reversed(texts)][::-1] == [forward.encode(t) for t in texts]
 
 
+def test_what_is_no_word_takes_no_more_time_than_its_length(monkeypatch):
+    """Half a million letters, as a damaged record or a pasted file has them; by pairs one by one it takes hours."""
+    draw = random.Random(0)
+    words = ["a" * 99, "".join(draw.choices("aeht", k=300)), *("".join(draw.choices("éa🦊!", k=60)) for _ in range(20))]
+    expected = [Tokenizer().encode_word(word) for word in words]
+    monkeypatch.setattr(module, "LONG_WORD", 0)
+    assert [Tokenizer().encode_word(word) for word in words] == expected
+    monkeypatch.undo()
+    code = (
+        "import resource; from ldm.tokenizer import Tokenizer; resource.setrlimit(resource.RLIMIT_CPU, (30, 30)); "
+        "print(len(Tokenizer()(['a' * 80_000]).cut[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 75_000
+
+
 def test_published_files():
     files = published_files()
     merges, ids = files["merges.txt"].split("\n"), json.loads(files["vocab.json"])

@@ -2,10 +2,13 @@
 two seconds."""
 
 import json
+import os
 import resource
 import runpy
+import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,10 +28,13 @@ def program(monkeypatch, capsys):
     def run(name: str, *args) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
         status = 0
+        threads = torch.get_num_threads()
         try:
             runpy.run_path(str(SCRIPTS / name))["main"]()
         except SystemExit as end:
             status = end.code
+        finally:
+            torch.set_num_threads(threads)
         out, err = capsys.readouterr()
         return status, out, err
 
@@ -78,6 +84,27 @@ def test_a_grid_of_an_earlier_run_is_kept(draw, tmp_path):
     assert [(tmp_path / f"grid{k}.png").read_bytes() for k in ("-1", "-2", "")] == grids
 
 
+def test_a_grid_is_no_wider_than_its_pictures(draw, tmp_path):
+    assert draw("--count", 2, "--columns", 10**9, "--grid", "--out", tmp_path)[0] == 0
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (128, 64)
+
+
+def test_a_number_that_is_too_large_is_told_in_words(draw, tmp_path):
+    told = draw("--sampler", "euler_ancestral", "--option", "eta=1e300", "--out", tmp_path / "out")
+    check_refused(told, "error: a number is too large to compute with: choose smaller values")
+
+
+def test_help_for_a_full_disk_is_told(monkeypatch):
+    from common import make_parser
+    from ldm import terminal
+
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit):
+        monkeypatch.setattr(sys, "stdout", full)
+        make_parser("x").parse_args(["--help"])
+    assert terminal.failures.pop("/dev/full").strerror == "No space left on device"
+
+
 @contextmanager
 def largest_file(size: int):
     """A while in which this process can write no larger file; EFBIG takes the part of a full disk."""
@@ -122,6 +149,8 @@ def test_the_disk_is_asked_before_the_first_picture(program):
         (("--option", ""), "--option is empty"),
         (("--out", "x.jpx"), "pictures are written as PNG, WebP or JPEG"),
         (("--out", "x.TIFF"), "pictures are written as PNG, WebP or JPEG"),
+        (("--out", "m.gguf"), "pictures are written as PNG, WebP or JPEG"),
+        (("--out", "x.pngg"), "pictures are written as PNG, WebP or JPEG"),
         (("--out", "x.png", "--format", "jpg"), "the end of the name says another format"),
         (("--format", "gif"), "invalid choice: 'gif'"),
         (("--out", "x" * 300), "cannot be written: File name too long"),
@@ -132,6 +161,7 @@ def test_the_disk_is_asked_before_the_first_picture(program):
         (("--out", "nul\0.png"), "cannot be written: "),
         (("--prompt", "\udcff"), "--prompt: holds bytes that are not UTF-8: '\\udcff'"),
         (("--negative", "\udcff"), "--negative: holds bytes that are not UTF-8"),
+        (("--threads", "0"), "--threads 0: choose 1 to 1024"),
         (("--sampler", "\x1b[31m\n\x9b"), "unknown sampler"),
         (("--stpes\x1b[2J", "1"), "unrecognized arguments: --stpes\\x1b[2J"),
         (("--out", "/proc/here", "--model", "no/such/model"), "cannot be written"),  # before the model is looked for
@@ -177,6 +207,7 @@ def check_harmless(*texts: str):
         {"steps": int("9" * 4000)},
         {"width": int("8" * 4000)},
         {"guidance": int("8" * 4000)},
+        {"guidance": 10**400},
         {"lora": [HARMFUL + ":1"]},
         {"embedding": [""]},
         {"prompt": "x" * 900_000, "model": HARMFUL},
@@ -225,3 +256,55 @@ def test_a_picture_in_a_notebook_is_the_picture_in_the_file(draw, tmp_path):
     with Image.open(tmp_path / "x.png") as written:
         difference = np.asarray(shown, dtype=int) - np.asarray(written, dtype=int)
     assert abs(difference).max() <= 1 and shown._repr_png_()
+
+
+# Threads
+
+
+def processor_time(out, **variables) -> float:
+    """Seconds that drawing a picture takes of all cores together."""
+    environment = {name: value for name, value in os.environ.items() if name not in SPINNING} | variables
+    command = [sys.executable, SCRIPTS / "txt2img.py", "--prompt", "x", "--steps", "6", "--out", out]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+SPINNING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def test_a_busy_machine_costs_little_more_processor_time(tmp_path):
+    """While another process burns one core. Threads that waited for each other took 6 to 20 times as much."""
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert processor_time(tmp_path / "a.png") < 2 * processor_time(tmp_path / "b.png", OMP_NUM_THREADS="1")
+    finally:
+        burner.kill()
+        burner.wait()
+
+
+@pytest.mark.parametrize(
+    "asked, parameters, pixels, variables, expected",
+    [
+        (None, 8_000_000, 8 * 64 * 64, {}, 1),
+        (None, 8_000_000, 512 * 512, {}, 3),
+        (None, 860_000_000, 64 * 64, {}, 3),
+        (None, 8_000_000, 64 * 64, {"OMP_NUM_THREADS": "3"}, 3),
+        (2, 8_000_000, 64 * 64, {"OMP_NUM_THREADS": "3"}, 2),
+    ],
+)
+def test_small_networks_get_one_thread(monkeypatch, asked, parameters, pixels, variables, expected):
+    for name in SPINNING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    model = SimpleNamespace(unet=torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        runpy.run_path(str(SCRIPTS / "threads.py"))["set_threads"](asked, model, pixels)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

@@ -17,8 +17,9 @@ from axes import parse_axes, parse_axis
 from labelled_grid import BACKGROUND, Layout, Texts, label_grid, wrap
 from ldm import tasks
 from ldm.adapters import lora
+from report import Report
 from support.paths import ROOT
-from sweep import check_plan, claim, draw_cells, find_missing, make_sweep, save_cell, write_tables
+from sweep import check_plan, draw_cells, find_missing, make_sweep, save_cells
 
 SETTINGS = {"prompt": "a red apple", "negative": None, "options": {"s_noise": 1}, "lora": ["x/style.safetensors:0.5"]}
 
@@ -103,6 +104,29 @@ def test_strengths_of_an_adapter_are_merged_in_turn_and_undone():
     drawn = {number: image for number, image, _ in draw_cells(model, [adapter], swept.cells, [0, 1], 8)}
     plain = tasks.text_to_image(model, "a fox", seeds=1, sampler="euler", schedule="karras", steps=1, guidance=1.0)[0]
     assert torch.equal(drawn[1], plain) and (drawn[0] - plain).abs().max() > 1e-3
+
+
+def test_what_a_sweep_did_not_make_keeps_its_content(tmp_path, capsys):
+    """A grid of an earlier run, a file with the name of a cell, and links that were planted."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "grid.png").write_text("a grid")
+    (out / "y00-x00.png").write_text("a picture")
+    (out / "y00-x01.png").symlink_to(victim)
+    (out / "cells.csv").symlink_to(victim)
+    settings = SETTINGS | dict.fromkeys(("seed", "steps", "guidance", "width", "height"), 8)
+    settings |= {"sampler": "euler", "schedule": "karras", "files": {"unet": "0" * 10}, "model": None}
+    swept = make_sweep(parse_axes(["seed=0,1"]), settings)
+    drawn = [(number, torch.zeros(3, 8, 8), 1.0) for number in range(2)]
+    for _ in range(2):  # as two runs at once do
+        save_cells(swept, out, swept.cells, drawn, Report())
+    assert {path.name: path.read_text() for path in out.glob("*-1.*")} == {
+        "cells-1.csv": "mine", "grid-1.png": "a grid", "y00-x00-1.png": "a picture", "y00-x01-1.png": "mine"
+    }  # fmt: skip
+    assert find_missing(swept, out, swept.cells) == [] and victim.read_text() == "mine"
+    assert len(list(out.iterdir())) == 9 and capsys.readouterr().err.count("did not make") == 4
 
 
 def test_labels_are_whole_and_touch_no_picture(monkeypatch):
@@ -200,50 +224,3 @@ def test_a_killed_sweep_goes_on_where_it_stopped(script, tmp_path):
     assert find_missing(same, out, [cell["settings"] for cell in cells]) == []
     with pytest.raises(ValueError, match="y00-x00.png: is there .*made with prompt 'a fox', not 'a cat': choose anoth"):
         find_missing(same, out, [cell["settings"] | {"prompt": "a cat"} for cell in cells])
-
-
-@pytest.mark.parametrize("name", ["grid.png", "cells.csv", "y00-x01.png"])
-def test_files_of_other_origin_stay(name, tmp_path):
-    """Without the table, which a sweep writes first, nothing in the folder is of a sweep; a link counts too."""
-    swept = make_sweep(parse_axes(["guidance=1,3"]), SETTINGS)
-    (tmp_path / name).symlink_to("mine")
-    with pytest.raises(ValueError, match=f"{name}: is there already, and of no sweep: choose another --out"):
-        check_plan(swept, tmp_path)
-
-
-def test_two_sweeps_at_once_lose_no_picture(tmp_path):
-    """Both find an empty folder; then the faster has it, and of one cell the picture that came first stays."""
-    first, second = (make_sweep(parse_axes([axis]), SETTINGS) for axis in ("guidance=1,3", "steps=4,5"))
-    check_plan(second, tmp_path)
-    claim(first, tmp_path)
-    claim(first, tmp_path)
-    with pytest.raises(ValueError, match="holds another sweep, over guidance = "):
-        claim(second, tmp_path)
-
-    record = SETTINGS | {"seed": 1, "sampler": "euler", "schedule": "karras", "steps": 1, "guidance": 1.0, "height": 8,
-                         "width": 8, "model": "m", "files": {"unet": "0" * 64}}  # fmt: skip
-    path = tmp_path / "y00-x00.png"
-    save_cell(torch.zeros(3, 8, 8), path, record)
-    before = path.read_bytes()
-    save_cell(torch.ones(3, 8, 8), path, record)
-    with pytest.raises(ValueError, match="was made with prompt"):
-        save_cell(torch.ones(3, 8, 8), path, record | {"prompt": "a cat"})
-    assert path.read_bytes() == before
-    path.write_bytes(before[:50])
-    save_cell(torch.zeros(3, 8, 8), path, record)
-    assert path.read_bytes() == before
-
-
-def test_a_killed_table_leaves_nothing(tmp_path, monkeypatch):
-    """kill -9 before a table has its name: the next one sweeps what it left, and no link of a name that can be guessed
-    is followed."""
-    swept = make_sweep(parse_axes(["guidance=1,3"]), SETTINGS)
-    pid = os.fork()
-    if pid == 0:
-        monkeypatch.setattr(os, "replace", lambda *names: os.kill(os.getpid(), signal.SIGKILL))
-        write_tables(swept, tmp_path, [SETTINGS], {})
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1
-    claim(swept, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["cells.json"]

@@ -22,6 +22,7 @@ from weights.adapters.embedding import read_embedding
 from weights.adapters.tensors import read_all
 from weights.disk import safetensors as disk
 from weights.disk.safetensors import Held, map_tensors, read_header, read_stored, read_tensors, read_value
+from weights.disk.settings import read_json
 
 CPU = torch.device("cpu")
 CHANGED = "model.safetensors has changed since its header was read: load it again when nothing writes to it"
@@ -279,6 +280,21 @@ def test_what_is_computed_with_at_once_is_read(tmp_path):
         used = [*tensors.values(), *word.vectors]
         os._exit(all(bool((tensor == 1).all()) for tensor in used))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+@pytest.mark.parametrize("read", [read_header, read_json])
+@pytest.mark.parametrize("written", [b"", b"{}"])
+def test_a_pipe_that_takes_the_place_of_a_file(read, written, path, monkeypatch):
+    """Between the look at a file and its opening: nobody waits for a writer, nor for what one has not written yet."""
+    looked = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    keep = os.open(path, os.O_RDWR) if written else None
+    monkeypatch.setattr(Path, "stat", lambda self: looked)
+    with pytest.raises(CheckpointError, match="is empty|is not valid JSON"):
+        read(path)
+    if keep is not None:
+        os.close(keep)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -62,6 +62,7 @@ REFUSED = {  # how keys end -> the kind of adapter, which is not implemented
 }
 IMPLEMENTED = "LoRA, LoHa, LoKr, DoRA, GLoRA, (IA)^3, OFT, BOFT and full differences"
 FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")  # of the first diffusers files
+WRAPPERS = re.compile(r"\bbase_model\.model\.|\b_orig_mod\.|^module\.")  # of peft, of torch.compile, of many GPUs
 RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # (r i); the last is missing where LoKr is not factored
 CONFIG = {  # peft's settings -> the values that we implement, or that concern its training only
     "peft_type": ("LORA", "LOHA", "LOKR", "IA3", "OFT"),
@@ -76,7 +77,7 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
 def split_key(key: str) -> tuple[str, str]:
     """Key -> module, as the file spells it, and field; the field is "" for an ending that no adapter has. ValueError
     with the kind of adapter if it is one of REFUSED."""
-    key = FIRST.sub(r".to_\1.lora.\2.weight", key.replace("base_model.model.", "", 1))
+    key = FIRST.sub(r".to_\1.lora.\2.weight", WRAPPERS.sub("", key))
     for n in (3, 2, 1):
         module, *rest = key.rsplit(".", n)
         ending = ".".join(rest)

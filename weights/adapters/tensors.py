@@ -10,7 +10,7 @@ from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_t
 from ..disk.settings import WIDEST
 from ..errors import CheckpointError, shown
 
-WHOLE = ("I64", "I32", "I16", "I8", "U8")  # an alpha may be of these types
+WHOLE = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # an alpha may be of these types
 SMALL = 2**16  # numbers of a tensor that is read: what is computed with at once, (IA)^3's factors for example
 
 
@@ -27,7 +27,9 @@ def read_all(
     tensors = dict(map_tensors(path, others, True, small)) if others else {}
     if eights:
         tensors |= read_tensors(path, eights, torch.float32, torch.device("cpu"), True)
-    return {key: tensors[key] for key in entries}, header.metadata
+    found = {key: tensors[key] for key in entries}
+    found = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in found.items()}  # numbers alone
+    return found, header.metadata
 
 
 def read_as_stored(path: Path, entries: Entries) -> dict[str, Tensor]:

@@ -43,7 +43,8 @@ OF_BITS = {
     64: ("U64", "I64", "F64", "C64"),
 }
 BITS = {dtype: bits for bits, dtypes in OF_BITS.items() for dtype in dtypes}
-TORCH = FLOATS | {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+TORCH = FLOATS | WHOLE | {"BOOL": torch.bool}
 PIECE = 2**18  # numbers read at a time: they stay in the processor's cache until they were looked at
 AXES = 64  # of a tensor; PyTorch computes with no more
 MOST_TENSORS = 20_000  # in all shards of an index; a single header holds hardly more
@@ -96,7 +97,7 @@ def read_header(path: Path) -> Header:
     """What a file says it holds. CheckpointError for every way in which the file could contradict itself."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = header_length(path, file.read(64), size)
+        length = header_length(path, file.read(64) or b"", size)
         state = state_of(file, 8 + length)
         file.seek(8)
         raw = file.read(length)
@@ -120,7 +121,7 @@ def header_length(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 2 <= length <= min(size - 8, JSON_BYTES):
         return length
-    raise CheckpointError(f"{path}{faults.header_fault(start, size, length)}")
+    raise CheckpointError(f"{path}{faults.header_fault(path, start, size, length)}")
 
 
 def check_entry(path: Path, key: str, value: Any, state: FileState) -> Entry:
@@ -191,9 +192,8 @@ def copied(path: Path, file: BufferedReader, entry: Entry, dtype: torch.dtype, d
 
 
 def map_tensors(path: Path, entries: Entries, check: bool, small: int = 1) -> NamedTensors:
-    """Views of the mapped file, which take memory only when they are used; do not change the file meanwhile. To touch a
-    page that a shortened file no longer has would end the process, so none is touched here. Tensors of up to `small`
-    numbers are read."""
+    """Views of the mapped file, which take memory only when they are used; do not change it meanwhile. To touch a page
+    that a shortened file no longer has ends the process, so none is touched here. Of up to `small` numbers, copies."""
     size = next(iter(entries.values())).file.size
     with open_file(path) as file:
         check_state(path, file, entries)
@@ -201,7 +201,7 @@ def map_tensors(path: Path, entries: Entries, check: bool, small: int = 1) -> Na
         for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
-                faults.refuse_values(path, key, dtype)
+                faults.refuse_stored(path, key)
             if prod(entry.shape) > small:
                 begin = entry.file.start + entry.begin
                 end = entry.file.start + entry.end

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CheckpointError, shown
 
+READ = (
+    os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+)  # so that nobody waits where a pipe has taken a file's place
 HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can write one alone
 JSON_BYTES = 20_000_000  # at most; those of published files, lists of the training's captions included, have 10 MB
 USUAL_BYTES = 2**20  # up to these, no text makes trouble
@@ -34,17 +37,10 @@ def open_file(path: Path) -> Generator[BufferedReader]:
     try:
         if not S_ISREG(path.stat().st_mode):  # to open a device can move it
             refuse_file(path)
-        with open(path, "rb", opener=open_at_once) as file:
-            if not S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced meanwhile
-                refuse_file(path)
+        with open(os.open(path, READ), "rb") as file:
             yield file
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def open_at_once(path: str, flags: int) -> int:
-    """A pipe that nobody writes to would wait for ever; Windows has no such."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def refuse_file(path: Path) -> NoReturn:
@@ -70,7 +66,7 @@ def names_in(folder: Path) -> list[str]:
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     with open_file(path) as file:
-        return parse_json(file.read(JSON_BYTES + 1), str(path))
+        return parse_json(file.read(JSON_BYTES + 1) or b"", str(path))  # None: a pipe took its place
 
 
 def parse_json(raw: bytes, where: str) -> dict:
