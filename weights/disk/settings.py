@@ -16,9 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CheckpointError, shown
 
-READ = (
-    os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-)  # so that nobody waits where a pipe has taken a file's place
+# Where a pipe has taken a file's place, nobody waits for its writer
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can write one alone
 JSON_BYTES = 20_000_000  # at most; those of published files, lists of the training's captions included, have 10 MB
 USUAL_BYTES = 2**20  # up to these, no text makes trouble
