@@ -298,7 +298,7 @@ def test_a_pickle_is_told_the_command(name, target, tmp_path):
         with pytest.raises(CheckpointError) as caught:
             read(tmp_path / name)
         line = str(caught.value)
-        assert line.endswith("will convert it to safetensors")
+        assert line.endswith("never read here: convert it to safetensors")
         command = shlex.split(line.split("`")[1])
         assert command == ["ldm", "convert", str(tmp_path / name), "--to", str(tmp_path / target)]
 

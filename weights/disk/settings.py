@@ -25,6 +25,7 @@ ALL_DIGITS = 400_000  # of all numbers that have forty or more
 LONG = re.compile(rb"(?<![0-9])[0-9]{40,}+")
 TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # the last may have no end
 WIDEST = 2**20  # of a width; no network comes near it
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe put in a file's place would keep us waiting; Windows has none
 DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
 
 
@@ -32,19 +33,12 @@ DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file 
 def open_file(path: Path) -> Generator[BufferedReader]:
     """A regular file, to be read; links are followed."""
     try:
-        if not S_ISREG(path.stat().st_mode):  # to open a device can move it
+        if not S_ISREG(path.stat().st_mode):
             refuse_file(path)
-        with open(path, "rb", opener=open_at_once) as file:
-            if not S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced meanwhile
-                refuse_file(path)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT)) as file:
             yield file
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def open_at_once(path: str, flags: int) -> int:
-    """A pipe that nobody writes to would wait for ever; Windows has no such."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def refuse_file(path: Path) -> NoReturn:
