@@ -49,6 +49,20 @@ def scratch_folder(home: Path) -> Generator[Path]:
                 parent.rmdir()
 
 
+@contextmanager
+def together(home: Path) -> Generator[Path]:
+    """A scratch folder whose files take their places in `home` at the end of the block, whole; none does if the block
+    fails. A link at such a place is replaced and not followed. Raises OSError, one line, if they cannot be written."""
+    try:
+        with scratch_folder(home) as scratch:
+            yield scratch
+            for part in sorted(scratch.iterdir()):
+                if part.name != LOCK:
+                    os.replace(part, home / part.name)
+    except OSError as error:
+        raise OSError(f"{home}: cannot be written: {error.strerror or error}") from error
+
+
 def sweep(home: Path) -> None:
     """Remove the scratch folders in `home` whose programs are dead. What cannot be removed stays, without an error."""
     with suppress(OSError), os.scandir(home) as entries:

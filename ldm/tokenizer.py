@@ -20,8 +20,8 @@ from torch import Tensor
 
 BOS, EOT = 49406, 49407
 MERGES = 48894  # the file holds more; CLIP trained with these
+LONG_WORD = 1000  # bytes; words are shorter, but not all that people paste is words
 NEVER = MERGES  # the rank of a pair that is not joined
-LONG = 300  # bytes of a word above which its pairs are kept in a heap
 SPECIALS = {"open_clip": ("<start_of_text>", "<end_of_text>"), "transformers": ("<|startoftext|>", "<|endoftext|>")}
 
 WORD = r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # digits stand alone
@@ -161,8 +161,8 @@ class Tokenizer:
         """Start from the bytes and join, until none is left, the adjacent pair that stands first in the merges."""
         parts = [self.of_byte[byte] for byte in word.encode()]
         parts[-1] += "</w>"
-        if len(parts) > LONG:
-            return [self.ids[part] for part in self.join_many(parts)]
+        if len(parts) > LONG_WORD:
+            return self.encode_long_word(parts)
         ranks = [self.ranks.get(f"{a} {b}", NEVER) for a, b in pairwise(parts)]
         while ranks and (best := min(ranks)) < NEVER:
             i = ranks.index(best)
@@ -172,34 +172,34 @@ class Tokenizer:
                 ranks[j] = self.ranks.get(f"{parts[j]} {parts[j + 1]}", NEVER)
         return [self.ids[part] for part in parts]
 
-    def join_many(self, parts: list[str]) -> list[str]:
-        """The same joins in the same order, by a heap of pairs: the time of the loop above grows with the square."""
-        before = [-1, *range(len(parts) - 1)]
-        after = [*range(1, len(parts)), -1]
-        pairs: list[tuple[int, int, str, str]] = []  # rank, place, left, right
+    def encode_long_word(self, parts: list[str]) -> list[int]:
+        """The same, in time that grows with the length and not with its square: the pairs wait in a heap. A joined part
+        stays at the place of its left half, and "" is left at that of the right one."""
+        after = [*range(1, len(parts)), None]
+        before = [None, *range(len(parts) - 1)]
+        heap: list[tuple[int, int, str]] = []
 
-        def push(i: int) -> None:
-            if i >= 0 and after[i] >= 0:
-                left, right = parts[i], parts[after[i]]
-                rank = self.ranks.get(f"{left} {right}")
-                if rank is not None:
-                    heappush(pairs, (rank, i, left, right))
+        def add_pair(i: int | None) -> None:
+            if i is not None and after[i] is not None:
+                pair = f"{parts[i]} {parts[after[i]]}"
+                if pair in self.ranks:
+                    heappush(heap, (self.ranks[pair], i, pair))
 
         for i in range(len(parts)):
-            push(i)
-        while pairs:
-            _, i, left, right = heappop(pairs)
+            add_pair(i)
+        while heap:
+            _, i, pair = heappop(heap)
             j = after[i]
-            if parts[i] != left or j < 0 or parts[j] != right:
-                continue  # one of them was joined to another part since
-            parts[i] = left + right
+            if j is None or pair != f"{parts[i]} {parts[j]}":
+                continue  # one of the two was joined with another meanwhile
+            parts[i] += parts[j]
             parts[j] = ""
             after[i] = after[j]
-            if after[i] >= 0:
+            if after[i] is not None:
                 before[after[i]] = i
-            push(before[i])
-            push(i)
-        return [part for part in parts if part]
+            add_pair(before[i])
+            add_pair(i)
+        return [self.ids[part] for part in parts if part]
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids, its words separated by single spaces; special tokens appear by name."""

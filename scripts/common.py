@@ -34,6 +34,10 @@ class Parser(argparse.ArgumentParser):
         if not any(name.startswith(flag) for name in MAY_BE_EMPTY):
             self.error(f"{flag} is empty: give a value, or leave it out")
 
+    def _print_message(self, message: str, file: TextIO | None = None):
+        """Where --help writes; argparse itself would say nothing of a full disk."""
+        terminal.say(message, file or sys.stderr, end="")
+
     def error(self, message: str) -> NoReturn:
         line = terminal.one_line(f"{self.prog}: error: {message}")
         terminal.say(f"{line} (--help lists the flags)", sys.stderr)
@@ -153,6 +157,10 @@ def as_text(flag: str, text: str | None) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of the error's message; the name of its class if it has none."""
+    """Of the error's message, without the number of an error of the system; the name of its class if it has none."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OverflowError):  # Python's message names nothing
+        return "a number is too large to compute with: choose smaller values"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

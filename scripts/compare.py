@@ -34,7 +34,7 @@ from comparison import cases, report
 from comparison.blocks import compare, expect
 from destination import held
 from ldm import ops
-from ldm.scratch import at_home
+from ldm.scratch import at_home, together
 from weights.sources import as_written
 
 
@@ -91,13 +91,13 @@ def run(args: argparse.Namespace) -> report.Results:
 
 def write(folder: Path, results: report.Results, facts: dict[str, str], everything: bool):
     """JSON, the page and the heat map."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(report.make_record(results, facts), indent=1) + "\n")
-    report.write_page(folder / "compare.html", results, facts, everything)
-    try:
-        report.write_heat_map(folder / "compare.png", results, facts, everything)
-    except ImportError as error:
-        note(f"compare.png is left out: {error}: pip install matplotlib")
+    with together(folder) as scratch:
+        (scratch / "compare.json").write_text(json.dumps(report.make_record(results, facts), indent=1) + "\n")
+        report.write_page(scratch / "compare.html", results, facts, everything)
+        try:
+            report.write_heat_map(scratch / "compare.png", results, facts, everything)
+        except ImportError as error:
+            note(f"compare.png is left out: {error}: pip install matplotlib")
 
 
 def main():

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from common import fail
+from estimate import in_words
 from ldm import pictures
 from ldm.scratch import scratch_folder
 
-OTHERS = (".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".raw", ".mp4", ".safetensors", ".json", ".txt")
+OTHERS = (  # that Pillow does not know
+    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".raw", ".mp4", ".mkv", ".webm", ".mov", ".zip", ".gz", ".tar"),
+    *(".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin", ".onnx", ".json", ".jsonl", ".csv", ".tsv", ".txt"),
+    *(".md", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".py", ".ipynb"),
+)
 KINDS = "pictures are written as PNG, WebP or JPEG"
 SMALLEST = {".png": 0.3, ".webp": 0.2, ".jpg": 0.05}  # bytes per channel and pixel, of pictures with little in them
 WIDEST = 2**16  # pixels; the task refuses what is no size
@@ -67,7 +73,8 @@ def choose_destination(out: Path, form: str | None, overwrite: bool, count: int)
 def check_folder(out: Path, ending: str):
     if os.path.isdir(out):
         return
-    if ending in OTHERS or ending in Image.registered_extensions():
+    slip = get_close_matches(ending, pictures.FORMATS, n=1, cutoff=0.75)  # ".pngg"
+    if slip or ending in OTHERS or ending in Image.registered_extensions():
         fail(f"--out {out}: {KINDS}; give a folder or a name that ends in .png, .webp or .jpg")
     if os.path.lexists(out):
         fail(f"--out {out}: is a file; give a folder or a name that ends in .png, .webp or .jpg")
@@ -104,7 +111,7 @@ def check_space(destination: Destination, count: int, settings: Mapping[str, Any
     free = shutil.disk_usage(destination.folder).free
     if needed > free:
         place = destination.path or destination.folder
-        fail(f"--out {place}: {count} pictures need {needed / 1e6:,.0f} MB at least, and {free / 1e6:,.0f} MB are free")
+        fail(f"--out {place}: {count} pictures need {in_words(needed)} at least, and {in_words(free)} are free")
 
 
 class Lost:

@@ -42,4 +42,4 @@ def check_device(text: str) -> str:
         last = f"{kind}:{count(kind) - 1}"
         numbers = f"{kind}:0 to {last}" if count(kind) > 1 else f"{kind}:0, the only one"
         raise ValueError(f"--device {shown}: this machine has {numbers}: {offer}")
-    return name
+    return f"{kind}:{int(number)}" if colon else kind

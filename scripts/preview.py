@@ -4,7 +4,6 @@ Latents become colors by a small decoder (TAESD, `taesd=SOURCE`), or by a linear
 shows an eighth of the resolution. Nothing of the run is changed: a preview only looks at a step.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from math import ceil
@@ -19,7 +18,7 @@ import weights
 from ldm import pictures
 from ldm.config import LatentConfig
 from ldm.model import Model
-from ldm.scratch import scratch_folder
+from ldm.scratch import together
 from ldm.taesd import TinyVAE
 from ldm.vae import VAE, decode_latents
 from samplers.step import Step
@@ -58,10 +57,8 @@ class Preview:
 
     def write(self, picture: Image.Image) -> None:
         """Whoever looks at the file finds a whole picture. One that cannot be written stops no drawing."""
-        with suppress(OSError), scratch_folder(self.path.parent) as scratch:
-            part = scratch / self.path.name
-            picture.save(part, format="PNG", compress_level=1)
-            os.replace(part, self.path)
+        with suppress(OSError), together(self.path.parent) as scratch:
+            picture.save(scratch / self.path.name, format="PNG", compress_level=1)
 
 
 def make_decoder(model: Model, kind: str, offline: bool = False) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from common import fail
+from common import fail, first_line
 from samplers.options import show
 from settings import parse_seed, parse_word
 
@@ -55,6 +55,8 @@ def read_rows(path: Path) -> list[Row]:
 def read_text(path: Path, name: str) -> str:
     try:
         if str(path) == "-":
+            if sys.stdin is None:
+                fail("stdin: cannot be read as text: it is closed")
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with path.open("rb") as file:
@@ -63,7 +65,7 @@ def read_text(path: Path, name: str) -> str:
             fail(f"{name}: cannot be read as text: it is larger than {MAX_BYTES >> 20} MB")
         text = data.decode(ENCODINGS.get(data[:2], "utf-8-sig"))
     except (OSError, UnicodeError) as error:
-        fail(f"{name}: cannot be read as text: {error}")
+        fail(f"{name}: cannot be read as text: {first_line(error)}")
     if "\0" in text:
         fail(f"{name}: cannot be read as text: it holds zero bytes")
     return text
@@ -162,8 +164,10 @@ def rows_of_json_lines(text: str, name: str) -> Cells:
 def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{where}: cannot be read as JSON: {error}") from None
+    except ValueError:  # Python reads no whole number of so many digits
+        raise ValueError(f"{where}: cannot be read as JSON: it holds a number of thousands of digits") from None
     except RecursionError:
         raise ValueError(f"{where}: cannot be read as JSON: it is nested too deeply") from None
 
@@ -228,6 +232,8 @@ def read_value(place: str, kind: type, column: str, value: Any) -> Any:
     if kind is str:
         if not isinstance(value, str):
             raise ValueError(f"{place}: {show(value)}: give a text")
+        if not value.isascii():
+            check_characters(place, value)
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{place}: {show(value)}: give a number")
@@ -244,6 +250,14 @@ def read_value(place: str, kind: type, column: str, value: Any) -> Any:
     if number != int(number) or number < 1:
         raise ValueError(f"{place}: {show(value)}: give a whole number from 1")
     return int(number)
+
+
+def check_characters(place: str, text: str):
+    """JSON can hold one half of a character that UTF-16 writes in two."""
+    try:
+        text.encode("utf-8")
+    except UnicodeError:
+        raise ValueError(f"{place}: {show(text)}: holds half a character: give a text") from None
 
 
 def read_seed(place: str, value: str | int | float) -> int:

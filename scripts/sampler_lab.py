@@ -32,7 +32,7 @@ from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
 from ldm.plan import noise_levels
-from ldm.scratch import at_home
+from ldm.scratch import at_home, together
 from samplers import INTERPOLATED, SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
@@ -132,14 +132,15 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
         refuse_interpolated(args.samplers)
         problem = make_model_problem(args)
     found = run_study(args, problem)
-    args.out.mkdir(parents=True, exist_ok=True)
-    sections = draw_figures(plt, args.out, found)
-    write_table(args.out, found.runs)
     about = (
         f"Sampled: {problem.what}, seed {args.seed}, from noise level "
         f"{problem.levels.sigma_max:.4g} down to {problem.levels.sigma_min:.3g}."
     )
-    tell(write_page(args.out, found, sections, about))
+    with together(args.out) as scratch:
+        sections = draw_figures(plt, scratch, found)
+        write_table(scratch, found.runs)
+        page = write_page(scratch, found, sections, about)
+    tell(args.out / page.name)
 
 
 def main():

@@ -72,7 +72,7 @@ def check_record(path: Path, record: dict[str, Any]):
 def is_of_kind(value: Any, kind: type) -> bool:
     """A whole number serves as a float; true and false are no numbers. Lists hold texts."""
     if kind is float:
-        return type(value) in (int, float)
+        return type(value) is float or (type(value) is int and abs(value) < 10**300)  # more is no float
     if kind is list:
         return type(value) is list and all(isinstance(text, str) for text in value)
     return type(value) is kind
@@ -125,6 +125,8 @@ def split_sampler(name: str) -> tuple[str, str | None]:
         return find(name), None
     except ValueError as error:
         unknown = error
+    if is_schedule(name):
+        raise ValueError(f"sampler {show(name)} is a schedule: give it as --schedule")
     letters = plain(name[:100])
     for cut in reversed(range(1, len(letters))):
         try:
@@ -146,6 +148,14 @@ def check_schedule(name: str, sampler: str | None) -> str | None:
             raise ValueError(f"schedule {show(name)} is a sampler: give it as --sampler") from None
         raise
     return name if plain_schedule(name) in EITHER_AYS else found
+
+
+def is_schedule(name: str) -> bool:
+    try:
+        find_schedule(name, sdxl=True)
+    except ValueError:
+        return False
+    return True
 
 
 def is_sampler(name: str) -> bool:
@@ -236,9 +246,10 @@ def check_options(chosen: dict[str, Any], where: str = ""):
 
 
 def split_at_colon(text: str) -> tuple[str, str | None]:
-    """FILE:WORD -> the file and the word; FILE -> the file and None. The name of a file may hold a colon itself."""
+    """FILE:WORD -> the file and the word; FILE -> the file and None. The name of a file may hold a colon itself, and
+    the address of a page does."""
     source, colon, word = text.rpartition(":")
-    if not colon or word.startswith("//") or Path(text).exists():  # of an address it is https://
+    if not colon or word.startswith("//") or Path(text).exists():  # an address has a colon, too
         return text, None
     if not source:
         fail(f"{text}: names no file before the colon")

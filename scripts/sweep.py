@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from axes import Axis
-from common import tell
+from common import tell, warn
 from jobs import Settings, draw_batches
 from labelled_grid import Texts, label_grid
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.model import Model
-from ldm.scratch import scratch_folder
+from ldm.scratch import together
 from preview import Preview
 from report import Report
 from samplers.options import show
@@ -33,6 +33,7 @@ from settings import parse_strength, split_at_colon
 
 DEFAULT_OUT = Path("outputs")
 PLAN = "cells.json"
+UNREADABLE = "no record"
 FILES = {"grid": "grid.png", "csv": "cells.csv", "json": PLAN}
 NOTED = {  # settings in the note of a grid, if all cells share them
     "negative": "without {}",
@@ -91,18 +92,32 @@ def find_missing(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]
     missing = []
     for number, record in enumerate(records):
         path = folder / sweep.name(number)
-        try:
-            found = pictures.read_record(path)
-        except (OSError, ValueError):  # not there, or not finished
+        difference = find_difference(path, record)
+        if difference == UNREADABLE:
             missing.append(number)
-            continue
-        expected = json.loads(json.dumps(record))
-        other = [key for key in expected if found.get(key) != expected[key]]
-        if other:
-            key = other[0]
-            made = f"{key} {show(found.get(key))}, not {show(expected[key])}"
-            raise ValueError(f"{path}: is there already, and was made with {made}: choose another --out")
+        elif difference is not None:
+            raise ValueError(f"{path}: is there already, and was made with {difference}: choose another --out")
     return missing
+
+
+def find_difference(path: Path, record: Mapping[str, Any]) -> str | None:
+    """What of the picture there was made otherwise; None if it is the one of this record, UNREADABLE if it is none."""
+    try:
+        found = pictures.read_record(path)
+    except (OSError, ValueError):  # not there, or damaged
+        return UNREADABLE
+    expected = json.loads(json.dumps(record))
+    for key, value in expected.items():
+        if found.get(key) != value:
+            return f"{key} {show(found.get(key))}, not {show(value)}"
+    return None
+
+
+def keep_aside(path: Path):
+    """Give whatever has this name another one."""
+    if os.path.lexists(path):
+        earlier = pictures.move_aside(path)
+        warn(f"{path}, which this sweep did not make, is {earlier} now")
 
 
 def check_plan(sweep: Sweep, folder: Path):
@@ -111,7 +126,9 @@ def check_plan(sweep: Sweep, folder: Path):
         axes = [(axis["name"], axis["values"]) for axis in plan["axes"]]
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:
+        raise ValueError(f"{folder / PLAN}: cannot be read: {error.strerror}: choose another --out") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{folder / PLAN}: is no table of a sweep: choose another --out") from None
     if axes != [(axis.name, list(axis.values)) for axis in sweep.axes]:
         raise ValueError(f"{folder}: holds another sweep, over {describe(axes)}: choose another --out")
@@ -136,8 +153,10 @@ def write_tables(sweep: Sweep, folder: Path, records: Sequence[Mapping[str, Any]
             "settings": record,
         })  # fmt: skip
     axes = [{"name": axis.name, "values": axis.values, "labels": axis.labels} for axis in sweep.axes]
-    write_whole(folder / PLAN, json.dumps({"axes": axes, "cells": cells}, indent=1, ensure_ascii=False))
-    write_whole(folder / FILES["csv"], as_csv(sweep, cells))
+    with together(folder) as scratch:
+        plan = json.dumps({"axes": axes, "cells": cells}, indent=1, ensure_ascii=False)
+        (scratch / PLAN).write_text(plan, encoding="utf-8", newline="")
+        (scratch / FILES["csv"]).write_text(as_csv(sweep, cells), encoding="utf-8", newline="")
 
 
 def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
@@ -153,13 +172,6 @@ def as_csv(sweep: Sweep, cells: Sequence[dict[str, Any]]) -> str:
         line = [cell["row"], cell["column"], *cell["values"].values(), *(settings[name] for name in others)]
         table.writerow([*line, options, cell["path"], cell["seconds"]])
     return text.getvalue()
-
-
-def write_whole(path: Path, text: str):
-    with scratch_folder(path.parent) as scratch:
-        part = scratch / path.name
-        part.write_text(text, encoding="utf-8", newline="")
-        os.replace(part, path)
 
 
 def write_grid(sweep: Sweep, folder: Path):
@@ -178,10 +190,9 @@ def write_grid(sweep: Sweep, folder: Path):
         columns=sweep.axes[0].labels,
         rows=down.labels if down else [""],
     )
-    with scratch_folder(folder) as scratch:
-        part = scratch / FILES["grid"]
-        label_grid(rows, texts).save(part, format="PNG")
-        os.replace(part, folder / FILES["grid"])
+    grid = label_grid(rows, texts)
+    with together(folder) as scratch:
+        grid.save(scratch / FILES["grid"], format="PNG")
 
 
 def title_of(sweep: Sweep) -> str:
@@ -229,11 +240,15 @@ def save_cells(
     report: Report,
 ):  # fmt: skip
     """Save each cell as soon as it is drawn; then write the grid and the tables of all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PLAN).exists():
+        for name in FILES.values():
+            keep_aside(folder / name)  # of a run that was no sweep
     write_tables(sweep, folder, records, {})
     seconds = {}
     for number, image, took in drawn:
         path = folder / sweep.name(number)
+        if find_difference(path, records[number]) is not None:
+            keep_aside(path)
         pictures.save(image, path, records[number])
         tell(path)
         seconds[number] = took

@@ -270,7 +270,8 @@ def draw(
             images.append(image.cpu())
     if args.grid:
         with lost.told_later("the grid"):
-            path = save_grid(pictures.grid(torch.stack(images), args.columns or args.count), destination)
+            columns = min(args.columns or args.count, len(images))
+            path = save_grid(pictures.grid(torch.stack(images), columns), destination)
             report.add_file("grid", path)
     lost.tell()
 

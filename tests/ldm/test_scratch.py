@@ -1,5 +1,6 @@
 """ldm.scratch: what a killed program leaves is swept, and nothing else."""
 
+import errno
 import os
 import signal
 import threading
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.scratch import LOCK, place, scratch_folder, sweep
+from ldm.scratch import LOCK, place, scratch_folder, sweep, together
 
 NAME = ".part-0123456789abcdef"
 
@@ -124,6 +125,21 @@ def test_folders_that_were_made_for_nothing_vanish(tmp_path):
         (folder / "x").touch()
         place(folder / "x", tmp_path / "a" / "b" / "x")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b", "x"]
+
+
+def test_files_take_their_places_together_or_not_at_all(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "a").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match=f"^{tmp_path}: cannot be written: No space left on device$"):
+        with together(tmp_path) as folder:
+            (folder / "a").write_text("new")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "b"))
+    assert (tmp_path / "a").is_symlink() and len(list(tmp_path.iterdir())) == 2
+    with together(tmp_path) as folder:
+        (folder / "a").write_text("new")
+        (folder / "b").write_text("newer")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"victim": "mine", "a": "new", "b": "newer"}
+    assert not (tmp_path / "a").is_symlink()
 
 
 @pytest.mark.parametrize("taken", ["file", "link"])

@@ -104,6 +104,8 @@ def test_a_seed_may_be_random_and_large(rows):
         ("p.json", "[" * 100_000, "cannot be read as JSON"),
         ("p.jsonl", '{"prompt": "x"}\n{"prompt"}', "row 2: cannot be read as JSON"),
         ("p.jsonl", '{"prompt": "x", "seed": 1e400}', "row 1: column 'seed': inf"),
+        ("p.json", '[{"prompt": "x", "steps": ' + "1" * 5000 + "}]", "it holds a number of thousands of digits"),
+        ("p.json", '[{"prompt": "\\ud800"}]', "row 1: column 'prompt': '\\ud800': holds half a character"),
         ("p.txt", "x\0y", "cannot be read as text: it holds zero bytes"),
         ("p.txt", b"caf\xe9", "cannot be read as text"),
     ],
@@ -114,6 +116,13 @@ def test_what_is_wrong_is_one_line_with_row_and_column(rows, capsys, name, conte
     told = capsys.readouterr().err
     assert end.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1 and len(told) < 800
     assert words in told and f"{name}: " in told
+
+
+def test_stdin_may_be_closed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit):
+        read_rows(Path("-"))
+    assert capsys.readouterr().err == "error: stdin: cannot be read as text: it is closed\n"
 
 
 def test_rows_are_drawn_together_and_numbered_in_their_order(tmp_path):

@@ -84,6 +84,27 @@ def test_a_grid_of_an_earlier_run_is_kept(draw, tmp_path):
     assert [(tmp_path / f"grid{k}.png").read_bytes() for k in ("-1", "-2", "")] == grids
 
 
+def test_a_grid_is_no_wider_than_its_pictures(draw, tmp_path):
+    assert draw("--count", 2, "--columns", 10**9, "--grid", "--out", tmp_path)[0] == 0
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (128, 64)
+
+
+def test_a_number_that_is_too_large_is_told_in_words(draw, tmp_path):
+    told = draw("--sampler", "euler_ancestral", "--option", "eta=1e300", "--out", tmp_path / "out")
+    check_refused(told, "error: a number is too large to compute with: choose smaller values")
+
+
+def test_help_for_a_full_disk_is_told(monkeypatch):
+    from common import make_parser
+    from ldm import terminal
+
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit):
+        monkeypatch.setattr(sys, "stdout", full)
+        make_parser("x").parse_args(["--help"])
+    assert terminal.failures.pop("/dev/full").strerror == "No space left on device"
+
+
 @contextmanager
 def largest_file(size: int):
     """A while in which this process can write no larger file; EFBIG takes the part of a full disk."""
@@ -128,6 +149,8 @@ def test_the_disk_is_asked_before_the_first_picture(program):
         (("--option", ""), "--option is empty"),
         (("--out", "x.jpx"), "pictures are written as PNG, WebP or JPEG"),
         (("--out", "x.TIFF"), "pictures are written as PNG, WebP or JPEG"),
+        (("--out", "m.gguf"), "pictures are written as PNG, WebP or JPEG"),
+        (("--out", "x.pngg"), "pictures are written as PNG, WebP or JPEG"),
         (("--out", "x.png", "--format", "jpg"), "the end of the name says another format"),
         (("--format", "gif"), "invalid choice: 'gif'"),
         (("--out", "x" * 300), "cannot be written: File name too long"),
@@ -184,6 +207,7 @@ def check_harmless(*texts: str):
         {"steps": int("9" * 4000)},
         {"width": int("8" * 4000)},
         {"guidance": int("8" * 4000)},
+        {"guidance": 10**400},
         {"lora": [HARMFUL + ":1"]},
         {"embedding": [""]},
         {"prompt": "x" * 900_000, "model": HARMFUL},

@@ -13,7 +13,7 @@ from ldm.config import MODELS
 from prompt_syntax import find_syntax
 from samplers import SAMPLERS
 from samplers.schedules import SCHEDULES
-from settings import choose_settings, complete, parse_seed, split_sampler
+from settings import choose_settings, complete, parse_seed, split_at_colon, split_sampler
 
 
 def choose(**given):
@@ -69,6 +69,18 @@ def test_a_sampler_is_no_schedule(capsys):
         assert capsys.readouterr().err == f"error: schedule {name!r} is a sampler: give it as --sampler\n"
 
 
+def test_a_schedule_is_no_sampler(capsys):
+    for name in ("karras", "SGM Uniform"):
+        with pytest.raises(SystemExit):
+            choose(sampler=name)
+        assert capsys.readouterr().err == f"error: sampler {name!r} is a schedule: give it as --schedule\n"
+
+
+def test_the_colon_of_an_address_is_none_of_a_strength():
+    page = "https://huggingface.co/owner/name"
+    assert split_at_colon(page) == (page, None) and split_at_colon(f"{page}:0.5") == (page, "0.5")
+
+
 def test_automatic_and_align_your_steps_depend_on_sampler_and_model():
     assert choose(sampler="DPM++ 2M SDE", schedule="Automatic")["schedule"] == "exponential"
     assert choose(sampler="dpmpp_2m", schedule="automatic")["schedule"] == "karras"
@@ -97,6 +109,7 @@ def test_the_device_is_what_there_is(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
     assert available() == ["cpu"] and check_device("auto") == "cpu" and check_device("CPU") == "cpu"
+    assert check_device("cpu:00") == "cpu:0"
     for wrong in ("cuda", "cuda:7", "mps", "gpu", "toaster", "", "meta", "cpu:3", "cuda:", "x" * 10_000, "cpu:-1"):
         with pytest.raises(ValueError, match="use --device cpu$") as error:
             check_device(wrong)

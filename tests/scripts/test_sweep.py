@@ -17,8 +17,9 @@ from axes import parse_axes, parse_axis
 from labelled_grid import BACKGROUND, Layout, Texts, label_grid, wrap
 from ldm import tasks
 from ldm.adapters import lora
+from report import Report
 from support.paths import ROOT
-from sweep import check_plan, draw_cells, find_missing, make_sweep
+from sweep import check_plan, draw_cells, find_missing, make_sweep, save_cells
 
 SETTINGS = {"prompt": "a red apple", "negative": None, "options": {"s_noise": 1}, "lora": ["x/style.safetensors:0.5"]}
 
@@ -103,6 +104,29 @@ def test_strengths_of_an_adapter_are_merged_in_turn_and_undone():
     drawn = {number: image for number, image, _ in draw_cells(model, [adapter], swept.cells, [0, 1], 8)}
     plain = tasks.text_to_image(model, "a fox", seeds=1, sampler="euler", schedule="karras", steps=1, guidance=1.0)[0]
     assert torch.equal(drawn[1], plain) and (drawn[0] - plain).abs().max() > 1e-3
+
+
+def test_what_a_sweep_did_not_make_keeps_its_content(tmp_path, capsys):
+    """A grid of an earlier run, a file with the name of a cell, and links that were planted."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "grid.png").write_text("a grid")
+    (out / "y00-x00.png").write_text("a picture")
+    (out / "y00-x01.png").symlink_to(victim)
+    (out / "cells.csv").symlink_to(victim)
+    settings = SETTINGS | dict.fromkeys(("seed", "steps", "guidance", "width", "height"), 8)
+    settings |= {"sampler": "euler", "schedule": "karras", "files": {"unet": "0" * 10}, "model": None}
+    swept = make_sweep(parse_axes(["seed=0,1"]), settings)
+    drawn = [(number, torch.zeros(3, 8, 8), 1.0) for number in range(2)]
+    for _ in range(2):  # as two runs at once do
+        save_cells(swept, out, swept.cells, drawn, Report())
+    assert {path.name: path.read_text() for path in out.glob("*-1.*")} == {
+        "cells-1.csv": "mine", "grid-1.png": "a grid", "y00-x00-1.png": "a picture", "y00-x01-1.png": "mine"
+    }  # fmt: skip
+    assert find_missing(swept, out, swept.cells) == [] and victim.read_text() == "mine"
+    assert len(list(out.iterdir())) == 9 and capsys.readouterr().err.count("did not make") == 4
 
 
 def test_labels_are_whole_and_touch_no_picture(monkeypatch):
