@@ -3,7 +3,7 @@
 import argparse
 import sys
 from itertools import pairwise
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         if not any(name.startswith(flag) for name in MAY_BE_EMPTY):
             self.error(f"{flag} is empty: give a value, or leave it out")
 
-    def _print_message(self, message: str, file: TextIO | None = None):
+    def _print_message(self, message: str, file: Any = None):
         """Where --help writes; argparse itself would say nothing of a full disk."""
         terminal.say(message, file or sys.stderr, end="")
 

@@ -29,8 +29,9 @@ from ldm.unet import UNet
 from support.networks import clip_pair, token_ids, unet_inputs, unet_pair
 from support.numbers import randn, relative_error, relative_l2
 from weights import CheckpointError
-from weights.adapters.kinds import FIELDS, by_pattern
+from weights.adapters.kinds import FIELDS
 from weights.adapters.names import names_of
+from weights.adapters.peft_tables import by_pattern
 from weights.adapters.read import load_adapter
 from weights.adapters.write import save_adapter
 from weights.disk.settings import Settings

@@ -128,6 +128,9 @@ HEADERS = {  # name -> text of the header, bytes of data, what the line says
     "100000 notes": (NOTES, 0, NONE),
     "a fourth field of lists": (one(more=',"x":' + "[" * 900 + "]" * 900), 4, FIELDS),
     "1e400": (one(shape="1e400"), 4, "whole numbers"),
+    "40000 numbers of 480 digits": ('{"a":[' + ("9" * 480 + ",") * 40000 + "1]}", 0, "more than 400000 digits"),
+    "200000 numbers of 39 digits": ('{"a":[' + ("9" * 39 + ",") * 200000 + "1]}", 0, FIELDS),
+    "a text without end": ('{"a":"' + r"\"," * 6 * 10**6, 0, "not valid JSON"),
     "a number of 5000 digits": (one(shape="9" * 5000), 4, "not valid JSON"),
 }
 IN_UNET = "model.diffusion_model."
@@ -230,6 +233,9 @@ ADAPTERS = {  # name -> shapes, metadata
     "a rank of two million": (lora(2 * 10**6), {}),
     "20000 patterns and 1000 modules": (lora(1, 1000), peft(rank_pattern={f"x{i}": 1 for i in range(20000)})),
     "2000 expressions and 1000 modules": (lora(1, 1000), peft(rank_pattern={f".*x{i}.*": 1 for i in range(2000)})),
+    "900 names and 2000 modules": (lora(1, 2000), peft(rank_pattern={"x" * n: 1 for n in range(1, 900)})),
+    "a long expression and 2000 modules": (lora(1, 2000), peft(rank_pattern={"[" + "a-z" * 300 + "]": 1})),
+    "an expression that looks ahead, and 2000 modules": (lora(1, 2000), peft(rank_pattern={"(?=.*){1000}" * 50: 1})),
     "an expression without end": (long_name(60), peft(rank_pattern={"(x+x+)+y": 1})),
     "expressions of many stars": (long_name(200), peft(alpha_pattern={".*x" * 30 + "y": 1})),
     "an expression of a megabyte": (lora(1, 10), peft(rank_pattern={"(" * 10**6: 1})),
@@ -269,7 +275,19 @@ def write_bombs(home: Path) -> list[tuple[str, str, Path, str]]:
         path = home / f"{len(bombs)}.json"
         path.write_text(json.dumps({"weight_map": {f"k{i}.weight": f"m-{i:06}.safetensors" for i in range(count)}}))
         bombs.append((name, "index", path, ""))
+    bombs.append(("30 shards of 2000 tensors", "index", many_shards(home / "shards"), "more than 20000 tensors"))
     return bombs
+
+
+def many_shards(folder: Path) -> Path:
+    """Each by itself has no more tensors than are read."""
+    folder.mkdir()
+    names = [f"m-{k}.safetensors" for k in range(30)]
+    for k, name in enumerate(names):
+        header(folder / name, numbered(2000, f"s{k}." + "{}") + "}", 8000)
+    index = folder / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"s{k}.0": name for k, name in enumerate(names)}}))
+    return index
 
 
 def copy_miniature(folder: Path, file: str):
@@ -300,7 +318,7 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[str, str, str]]:
 ALL = [*HEADERS, *SINGLE_FILES, *ALONE, *CONFIGS, *ADAPTERS, *EMBEDDINGS, "10^6 entries of an index"]
 
 
-@pytest.mark.parametrize("name", [*ALL, "100000 entries of an index"])
+@pytest.mark.parametrize("name", [*ALL, "100000 entries of an index", "30 shards of 2000 tensors"])
 def test_a_bomb_is_one_line(name, outcomes):
     words, said, path = outcomes[name]
     assert said and not said.startswith("!!!"), said

@@ -28,13 +28,14 @@ from ldm.model import Model
 
 from ..checkpoint import read_values
 from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_stored
-from ..disk.settings import WIDEST, Settings, names_in, parse_json
+from ..disk.settings import WIDEST, Settings, names_in, parse_json, read_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
 from ..sources import as_written
-from .kinds import build, check_work, config_of, scale_of, split_key
+from .kinds import build, config_of, scale_of, split_key
 from .misfits import check_family, check_matched, check_place, without_config
 from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_names, without_dots, words_in
+from .peft_tables import PeftSettings
 
 T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
@@ -57,7 +58,6 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     tensors, metadata = read_all(path)
     groups, unmatched = group_tensors(path, tensors)
     configs = read_configs(path, tensors, metadata)
-    check_work(path, len(tensors), configs)
     table = names_of(model, part)
     usual = usual_names(groups, table)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
@@ -144,7 +144,6 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     if not groups:
         raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
     configs = read_configs(path, tensors, metadata)
-    check_work(path, len(tensors), configs)
     changes = []
     problems = []
     for module, group in groups.items():
@@ -245,10 +244,14 @@ def read_configs(path: Path, tensors: Mapping, metadata: Mapping[str, str]) -> d
     if saved_alone and not has_alpha and not beside.exists():
         without_config(path)
     if of_peft and beside.exists():
-        return {"": Settings.read(beside)}
+        return {"": read_beside(beside)}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
     for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), where).items():
         part, _, name = key.rpartition(".")
         configs[part][name] = value
-    return {part: Settings(where, values) for part, values in configs.items()}
+    return {part: PeftSettings(where, values) for part, values in configs.items()}
+
+
+def read_beside(path: Path) -> PeftSettings:
+    return PeftSettings(str(path), read_json(path))

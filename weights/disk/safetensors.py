@@ -47,6 +47,7 @@ WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch
 TORCH = FLOATS | WHOLE | {"BOOL": torch.bool}
 PIECE = 2**18  # numbers read at a time: they stay in the processor's cache until they were looked at
 AXES = 64  # of a tensor; PyTorch computes with no more
+MOST_TENSORS = 20_000  # in all shards of an index; a single header holds hardly more
 KEY_LENGTH = 500  # characters of a name; the longest published ones have 150
 
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
@@ -289,6 +290,8 @@ def read_shards(path: Path) -> Stored:
             if key in stored:
                 raise CheckpointError(f"{path}: {shown(key)} is in two shards, {stored[key].file.name} and {name}")
             stored[key] = Held(path.with_name(name), key, entry)
+        if len(stored) > MOST_TENSORS:
+            raise CheckpointError(f"{path}: its shards hold more than {MOST_TENSORS} tensors, and no model has so many")
     for key, name in listing.items():
         if key not in stored or stored[key].file.name != name:
             raise CheckpointError(f"{path}: {shown(key)} is not in {name}, where the index says it is")
