@@ -42,7 +42,7 @@ from common import (
     text_sources,
     warn,
 )
-from ldm.scratch import scratch_folder, sweep
+from ldm.scratch import at_home, scratch_folder, sweep
 from weights import CheckpointError
 from weights.disk.settings import JSON_BYTES, open_file
 from weights.hub.wanted import model_files, part_files
@@ -65,7 +65,7 @@ SLOWEST = 1_000_000  # bytes per second
 def arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("source", help="a folder, a file, or owner/name on the hub")
-    parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new .safetensors file")
+    parser.add_argument("--to", type=at_home, required=True, help="a new folder, or a new .safetensors file")
     parser.add_argument("--layout", choices=("diffusers", "ldm", "sgm"), help="default: by the name of --to")
     parser.add_argument("--part", choices=("unet", "vae", "text_encoder", "text_encoder_2"), help="this network alone")
     parser.add_argument("--names", choices=("diffusers", "ldm", "open_clip"), help="of its tensors; default: diffusers")

@@ -38,5 +38,6 @@ def find_syntax(texts: Iterable[str], rule: str | None = None) -> list[str]:
             place = re.search(pattern, text[:READ])
             is_shouted = kind in IN_CAPITALS and text.isupper()
             if place and not is_shouted and kind not in messages:
-                messages[kind] = f"{show(place[0].strip())} is read literally; elsewhere it is {meaning}"
+                remedy = ", or read it by a --prompt-rule" if kind in OF_RULES else ""
+                messages[kind] = f"{show(place[0].strip())} is read literally; elsewhere it is {meaning}{remedy}"
     return list(messages.values())

@@ -32,7 +32,7 @@ from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
 from ldm.plan import noise_levels
-from ldm.scratch import together
+from ldm.scratch import at_home, together
 from samplers import INTERPOLATED, SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", default="a red apple")
     parser.add_argument("--guidance", type=float, help="1 or less: off")
     add_run_flags(parser, dtype="float32")
-    parser.add_argument("--out", type=Path, default=Path("outputs/lab"), help="a folder")
+    parser.add_argument("--out", type=at_home, default=Path("outputs/lab"), help="a folder")
     return parser.parse_args()
 
 

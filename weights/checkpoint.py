@@ -193,9 +193,9 @@ def build(part: Part) -> Network:
 def match_tensors(network: nn.Module, part: Part) -> Places:
     """A place for each parameter, and a parameter or a known leftover for each tensor; else CheckpointError."""
     needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    places = {name: Place(held, Piece(name)) for name, held in part.stored.items()}
+    places = {name: Place(part.stored[name], Piece(name)) for name in needed if name in part.stored}
     extra: list[str] = []
-    if part.names != "diffusers" or places.keys() != needed.keys():
+    if part.names != "diffusers" or part.stored.keys() != needed.keys():
         places, extra = find_places(needed, part)
     wrong = [name for name, place in places.items() if not fits_shape(place, needed[name])]
     if extra or wrong or len(places) < len(needed):

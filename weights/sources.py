@@ -136,7 +136,7 @@ def fetch(source: str, address: Address, wanted: Wanted, revision: str | None, o
     if folder.endswith(PICKLED):
         copy = Path(folder).name
         raise CheckpointError(
-            f"{source} is pickled Python by its name, and never read here: download it, and {convert_command(copy)}"
+            f"{source} is pickled Python by its name, and never read here: download it, then {convert_command(copy)}"
         )
     if folder.endswith(".json"):
         folder = folder.rpartition("/")[0]

@@ -69,6 +69,19 @@ def test_what_names_none(text):
     assert parse(text) is None
 
 
+def test_what_is_written_goes_home_too(tmp_path, monkeypatch):
+    """A shell leaves the ~ of --to=~/x alone, and Python all of them: no folder of that name is made."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    vae = VAE(VAEConfig(channels=(8,), layers=1, groups=4)).requires_grad_(False)
+    weights.save_part(vae, "~/models/vae.safetensors")
+    assert weights.describe_part("~/models/vae.safetensors").path == tmp_path / "home/models/vae.safetensors"
+    with pytest.raises(CheckpointError, match="home/models/vae.safetensors exists already"):
+        weights.save_part(vae, Path("~/models/vae.safetensors"))
+    weights.save_part(vae, "~nobody-has-this-name.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "~nobody-has-this-name.safetensors"]
+
+
 def test_a_folder_of_the_hubs_cache(tmp_path):
     """It holds models of several revisions, and says where."""
     folder = tmp_path / "models--owner--name"
@@ -298,7 +311,7 @@ def test_a_pickle_is_told_the_command(name, target, tmp_path):
         with pytest.raises(CheckpointError) as caught:
             read(tmp_path / name)
         line = str(caught.value)
-        assert line.endswith("will convert it to safetensors")
+        assert line.endswith("never read here: convert it to safetensors")
         command = shlex.split(line.split("`")[1])
         assert command == ["ldm", "convert", str(tmp_path / name), "--to", str(tmp_path / target)]
 

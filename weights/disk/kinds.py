@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 READ = 4096  # bytes; a web page can begin with a long comment
+PICKLED_OBJECTS = "pickled Python objects (for {}), which are never read here: convert it to safetensors"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")  # how pickled files are usually named
 PICTURES = (
     (b"\x89PNG\r\n", "a PNG picture"),
@@ -76,17 +77,14 @@ def archive_or_pickle(path: Path, start: bytes) -> str:
     if is_zip and b"data.pkl" not in start[:512] and b"/version" not in start[:512] and b".data/" not in start[:512]:
         return "is a zip archive, and not as torch.save writes it: unpack it"
     what = "is a zip archive as torch.save writes it and " if is_zip else ""
-    return f"{what}holds pickled Python objects, which are never read here: {convert_command(str(path))}"
+    return f"{what}holds {PICKLED_OBJECTS.format(convert_command(str(path)))}"
 
 
 def describe_tar(path: Path, start: bytes) -> str:
     """The first versions of torch.save wrote one, of these files."""
     if not start.startswith((b"sys_info", b"pickle", b"storages", b"tensors")):
         return "is a tar archive: unpack it"
-    return (
-        f"is a tar archive of PyTorch's first years and holds pickled Python objects, which are never read here: "
-        f"{convert_command(str(path))}"
-    )
+    return f"is a tar archive of PyTorch's first years and holds {PICKLED_OBJECTS.format(convert_command(str(path)))}"
 
 
 def convert_command(source: str) -> str:
@@ -95,7 +93,7 @@ def convert_command(source: str) -> str:
     target = path.with_name(path.stem + ".safetensors")
     if target.name == path.name:
         target = path.with_name(path.stem + "-converted.safetensors")
-    return f"`ldm convert {shlex.quote(source)} --to {shlex.quote(str(target))}` will convert it to safetensors"
+    return f"`ldm convert {shlex.quote(source)} --to {shlex.quote(str(target))}`"
 
 
 def describe_text(start: bytes) -> str:

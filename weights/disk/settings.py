@@ -16,8 +16,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CheckpointError, shown
 
-# Where a pipe has taken a file's place, nobody waits for its writer
-READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can write one alone
 JSON_BYTES = 20_000_000  # at most; those of published files, lists of the training's captions included, have 10 MB
 USUAL_BYTES = 2**20  # up to these, no text makes trouble
@@ -27,6 +25,7 @@ ALL_DIGITS = 400_000  # of all numbers that have forty or more
 LONG = re.compile(rb"(?<![0-9])[0-9]{40,}+")
 TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # the last may have no end
 WIDEST = 2**20  # of a width; no network comes near it
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe put in a file's place would keep us waiting; Windows has none
 DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
 
 
@@ -34,9 +33,9 @@ DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file 
 def open_file(path: Path) -> Generator[BufferedReader]:
     """A regular file, to be read; links are followed."""
     try:
-        if not S_ISREG(path.stat().st_mode):  # to open a device can move it
+        if not S_ISREG(path.stat().st_mode):
             refuse_file(path)
-        with open(os.open(path, READ), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT)) as file:
             yield file
     except OSError as error:
         raise unreadable(path, error) from None
