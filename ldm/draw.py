@@ -13,7 +13,8 @@ from samplers.step import Step
 from .model import Model
 from .ops import check_finite
 from .plan import Plan
-from .vae import decode_latents
+from .taesd import TinyVAE
+from .vae import Posterior, decode_latents
 
 Watch = Callable[[Step], Any]  # called after each step; a tensor that it returns takes the place of step.x
 
@@ -22,6 +23,28 @@ def start(run: Plan, streams: Streams, noise: Tensor | None = None) -> Tensor:
     """The noisy latents (b 4 h w) that a run begins with. noise: a unit Gaussian in place of the streams' first."""
     drawn = streams.draw()  # also where noise is given: what a sampler draws later must not be the same
     return run.start_std * (drawn if noise is None else given_noise(noise, drawn))
+
+
+def encode_image(model: Model, image: Tensor, noise: Tensor | None = None, scaled: bool = True) -> Tensor:
+    """Latents (b 4 h w) as the UNet sees them, in float32, of pictures (b 3 f*h f*w) in [-1, 1]: a sample of the VAE's
+    posterior if given noise, else its mode. scaled: False leaves them as the VAE has them. Raises FloatingPointError if
+    the encoder produces NaN or infinity."""
+    if isinstance(model.vae, TinyVAE):
+        raise ValueError("the tiny autoencoder cannot encode pictures for a task: load the model with a full VAE")
+    weight = next(model.vae.parameters())
+    found = model.vae.encode(image.to(weight.device, weight.dtype))
+    found = Posterior(found.mean.float(), found.logvar.float())
+    latents = model.to_latents(found, noise) if scaled else found.mode()
+    check_finite(latents, "the VAE encoder")
+    return latents
+
+
+def start_from(run: Plan, latents: Tensor, streams: Streams, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The noisy latents that a run begins with from a picture's latents (b 4 h w), and the noise in them. noise: a unit
+    Gaussian in place of the streams' next."""
+    drawn = streams.draw()  # also where noise is given, as in `start`
+    drawn = drawn if noise is None else given_noise(noise, drawn)
+    return latents + run.sigmas[0] * drawn, drawn
 
 
 def given_noise(noise: Tensor, like: Tensor) -> Tensor:
@@ -47,8 +70,11 @@ def draw(model: Model, network: Network | Guided, x: Tensor, run: Plan, streams:
             let_watch(watch, step)
     check_finite(x, "the UNet")
     latents = x / (1 + run.sigmas[-1] ** 2) ** 0.5  # to unit variance where the sampler ends above 0
-    if not decode:
-        return latents
+    return decode_image(model, latents) if decode else latents
+
+
+def decode_image(model: Model, latents: Tensor) -> Tensor:
+    """The picture (b 3 f*h f*w) in [-1, 1] of latents. Raises FloatingPointError for NaN or infinity."""
     image = decode_latents(model.vae, model.facts.latent, latents)
     check_finite(image, "the VAE decoder")
     return image.clamp(-1, 1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 BACKENDS = ("reference", "torch", "triton")
 _backend = ContextVar("ldm.ops.backend", default="torch")
+_queries = ContextVar("ldm.ops.queries", default=0)
 
 
 @contextmanager
@@ -65,6 +66,23 @@ class KeptBackend(AbstractContextManager):
         self.block.__exit__(*error)
 
 
+@contextmanager
+def attention_chunks(queries: int) -> Generator[None]:
+    """Compute every attention inside the block for at most so many queries at a time: the same sums, to rounding.
+
+    The scores of all queries and keys are n * m numbers for each head. PyTorch's fused attention never holds them; the
+    reference and PyTorch's formula for what it cannot fuse (all of it on some devices) do, and hold a chunk of them
+    here. The choice holds as that of `backend` does. Raises ValueError for less than one query.
+    """
+    if queries < 1:
+        raise ValueError(f"chunks of {queries} queries: choose at least 1, such as 1024")
+    token = _queries.set(queries)
+    try:
+        yield
+    finally:
+        _queries.reset(token)
+
+
 def triton_kernels() -> ModuleType:
     """ldm.kernels. Imported with the first call, because triton is slow to import and missing on some machines."""
     from . import kernels
@@ -74,6 +92,16 @@ def triton_kernels() -> ModuleType:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Softmax attention (arXiv 1706.03762): q (b heads n d), k and v (b heads m d) -> (b heads n d)."""
+    if _backend.get() != "torch" or _queries.get():
+        return chosen_attention(q, k, v, causal, _queries.get())
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def chosen_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, queries: int) -> Tensor:
+    """Attention by the backend that was chosen, for so many queries at a time, or for all if that is 0."""
+    if queries and not causal:  # causal attention is that of the texts, whose 77 tokens need no chunks
+        parts = [chosen_attention(part, k, v, causal, 0) for part in q.split(queries, dim=2)]
+        return torch.cat(parts, dim=2)
     if _backend.get() == "reference":
         return attention_reference(q, k, v, causal)
     if _backend.get() == "triton":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
+from math import inf
 from operator import index
 from typing import Any, TypedDict
 
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from samplers import SAMPLERS, Sampler, find
 from samplers.basics import EDM, Denoise, Levels
-from samplers.options import check_options, has_room_for, show
-from samplers.schedules.cut import start_at_strength
+from samplers.options import check_options, has_room_for, options_of, show
+from samplers.schedules.cut import check_strength, start_at_strength
 from samplers.schedules.levels import Choice, choose, noise_table, start_std
 from samplers.step import Noise, Step
 
@@ -51,11 +52,56 @@ def plan(
     levels = noise_levels(facts.noise)
     sigmas, times = choose(levels, schedule, count, chosen.convention, facts.offset)
     start = start_std(sigmas[0], schedule, chosen.convention)
-    if strength != 1:
-        sigmas = start_at_strength(sigmas, strength)
+    sigmas = sigmas if strength == 1 else start_at_strength(sigmas, strength)
     if options is not None:
         check_options(chosen.run, options)
     return Plan(levels, sigmas, times, chosen, options or {}, start, facts.guidance / chosen.guidance.divisor)
+
+
+def plan_part(
+    model: Model, steps: int | None, sampler: SamplerChoice | None, schedule: Choice | None, options: Options | None,
+    strength: float, rule: str = "diffusers",
+) -> Plan:  # fmt: skip
+    """The plan of a run that begins from a picture: the last steps of a whole one.
+
+    strength: the share of the noise that is added to the picture. rule: how many steps that leaves of `steps` N, one of
+    RULES. "diffusers" takes the last int(N strength); "exact" is A1111's option to do N steps, the last of
+    int(N / strength), and "comfyui" the like with ComfyUI's count; "a1111" is its usual count, one step more than
+    diffusers. Raises ValueError or TypeError, which name the argument, for what does not fit.
+    """
+    check_strength(strength)
+    if rule not in RULES:
+        raise ValueError(f"rule {rule!r}: choose one of {', '.join(RULES)}")
+    if rule == "diffusers":
+        whole = plan(model, steps, sampler, schedule, options)
+        return part(whole, start_at_strength(whole.sigmas, strength))
+    if schedule is not None and not isinstance(schedule, str):
+        raise ValueError(f"rule {rule!r} chooses the steps itself: give the schedule by name, or the rule diffusers")
+    count = model.facts.steps if steps is None else as_int("steps", steps)
+    total = count
+    kept = count
+    if rule == "a1111":
+        kept = min(int(min(strength, 0.999) * count) + 1, count)
+    elif rule == "exact":
+        total = max(int(count / min(strength, 0.999)), count)
+    else:
+        total = count if strength > 0.9999 else int(count / strength)
+    whole = plan(model, total, sampler, schedule, options)
+    return part(whole, whole.sigmas[-(kept + 1) :])
+
+
+def part(whole: Plan, sigmas: list[float]) -> Plan:
+    """The plan of some steps of a run, which are those that they are in the whole: samplers that end short runs in
+    lower orders (their option `short`) do so if the whole is short and these steps are its last."""
+    known = options_of(whole.sampler.run)
+    if "short" not in known:
+        return replace(whole, sigmas=sigmas)
+    short = whole.options.get("short", known["short"])
+    ends_short_run = sigmas[-1] == whole.sigmas[-1] and len(whole.sigmas) - 1 < short
+    return replace(whole, sigmas=sigmas, options={**whole.options, "short": inf if ends_short_run else 0})
+
+
+RULES = ("diffusers", "a1111", "exact", "comfyui")
 
 
 def find_sampler(sampler: SamplerChoice) -> Sampler:

@@ -24,6 +24,7 @@ from samplers import SAMPLERS, find
 LARGEST = 2**20  # bytes of a record, or of what holds it, that are read
 CHUNKS = 100_000  # that are looked at in one file
 EXIF_BLOCKS = 64  # too
+EXIF_TAGS = 1000  # of one directory; cameras write thirty
 EXIF_LARGEST = 65000  # bytes of EXIF in a JPEG, whose segments have 16 bits for their length
 MAKE, EXIF_DIRECTORY, USER_COMMENT = 0x010F, 0x8769, 0x9286
 ASCII, LONG, UNDEFINED = 2, 4, 7
@@ -47,6 +48,8 @@ def parameters(record: Mapping[str, Any]) -> str:
         "Model hash": model_hash(record["files"])[:10],
         "Model": Path(record["model"] or "miniature").name,  # the one that ships, if none is named
     }
+    if record.get("clip_skip"):
+        facts["Clip skip"] = record["clip_skip"] + 1  # A1111 counts the usual last layer too
     settings = []
     for key, value in facts.items():
         text = str(value)
@@ -238,7 +241,7 @@ def read_make(block: bytes) -> bytes:
     (first,) = unpack(order + "I", block[4:8])
     directory = block[first + 2 :]
     count = int.from_bytes(block[first : first + 2], "big" if order == ">" else "little")
-    for i in range(min(count, len(directory) // 12)):
+    for i in range(min(count, EXIF_TAGS, len(directory) // 12)):
         tag, kind, length, place = unpack(order + "HHII", directory[12 * i : 12 * i + 12])
         if tag == MAKE and kind == ASCII and length > 4:
             return block[place : place + length]

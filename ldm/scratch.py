@@ -138,3 +138,12 @@ def place(part: Path, path: Path) -> None:
         os.rename(part, path)
         return
     part.unlink()
+
+
+def at_home(path: str | Path) -> Path:
+    """A path with the user's home in place of ~ at its beginning, as a shell has it: it stands as it is where it names
+    no user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

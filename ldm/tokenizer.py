@@ -175,12 +175,12 @@ class Tokenizer:
     def encode_long_word(self, parts: list[str]) -> list[int]:
         """The same, in time that grows with the length and not with its square: the pairs wait in a heap. A joined part
         stays at the place of its left half, and "" is left at that of the right one."""
-        after = [*range(1, len(parts)), None]
-        before = [None, *range(len(parts) - 1)]
+        after = [*range(1, len(parts)), -1]
+        before = [-1, *range(len(parts) - 1)]
         heap: list[tuple[int, int, str]] = []
 
-        def add_pair(i: int | None) -> None:
-            if i is not None and after[i] is not None:
+        def add_pair(i: int) -> None:
+            if i >= 0 and after[i] >= 0:
                 pair = f"{parts[i]} {parts[after[i]]}"
                 if pair in self.ranks:
                     heappush(heap, (self.ranks[pair], i, pair))
@@ -190,12 +190,12 @@ class Tokenizer:
         while heap:
             _, i, pair = heappop(heap)
             j = after[i]
-            if j is None or pair != f"{parts[i]} {parts[j]}":
+            if j < 0 or pair != f"{parts[i]} {parts[j]}":
                 continue  # one of the two was joined with another meanwhile
             parts[i] += parts[j]
             parts[j] = ""
             after[i] = after[j]
-            if after[i] is not None:
+            if after[i] >= 0:
                 before[after[i]] = i
             add_pair(before[i])
             add_pair(i)

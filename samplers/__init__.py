@@ -191,7 +191,12 @@ SAMPLERS = {
     ),
     "dpmpp_2m_cfg_pp": Sampler(cfg_pp.dpmpp_2m_cfg_pp, "2406.08070", convention=EULER, guidance=INTERPOLATED),
     "dpmpp_2s_ancestral_cfg_pp": Sampler(
-        cfg_pp.dpmpp_2s_ancestral_cfg_pp, "2406.08070", stochastic=True, convention=EULER, guidance=INTERPOLATED
+        cfg_pp.dpmpp_2s_ancestral_cfg_pp,
+        "2406.08070",
+        names=("DPM++ 2S a CFG++",),
+        stochastic=True,
+        convention=EULER,
+        guidance=INTERPOLATED,
     ),
     "res_multistep_cfg_pp": Sampler(cfg_pp.res_multistep_cfg_pp, "2406.08070", convention=EULER, guidance=INTERPOLATED),
     "res_multistep_ancestral_cfg_pp": Sampler(

@@ -5,8 +5,8 @@ from math import floor, sqrt
 
 from torch import Tensor
 
-from .basics import EDM, Denoise, Denoiser, NoiseTable
-from .schedules.levels import noise_table
+from .basics import EDM, Denoise, NoiseTable
+from .schedules.levels import levels_behind
 from .step import Noise, Sigmas, Step, Steps, renoise
 
 
@@ -60,11 +60,11 @@ def tcd(
 
 
 def trained_table(denoise: Denoise) -> NoiseTable:
-    """The levels that the network behind a Denoiser was trained with; Stable Diffusion's for any other function.
+    """The levels that the network behind a denoiser was trained with; Stable Diffusion's for any other function.
 
     Raises ValueError if the network has no trained times.
     """
-    levels = denoise.levels if isinstance(denoise, Denoiser) else noise_table()
+    levels = levels_behind(denoise)
     if isinstance(levels, EDM):
         raise ValueError("this sampler needs trained time steps and this model has none: choose another sampler")
     return levels

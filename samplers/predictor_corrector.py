@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .basics import EDM, Denoise, Denoiser
+from .basics import EDM, Denoise
 from .coefficients import Rule, check_order, exponential, noise_std, past_nodes, remembered, usable_order
-from .schedules.levels import noise_table
+from .schedules.levels import levels_behind
 from .step import Noise, Sigmas, Step, Steps, draw, weighted
 
 Tau = float | Callable[[float], float]  # how much noise: a number, or a function of sigma
@@ -108,7 +108,7 @@ def is_comfyui(habits: str) -> bool:
 
 
 def tau_at(tau: Tau, sigma: float) -> float:
-    return tau if isinstance(tau, int | float) else tau(sigma)
+    return tau(sigma) if isinstance(tau, Callable) else tau
 
 
 def predictor_estimates(sigmas: Sigmas, i: int, predictor: int, short: float, comfyui: bool) -> int:
@@ -176,7 +176,7 @@ def sa_solver_comfyui(
 def middle_tau(denoise: Denoise) -> Callable[[float], float]:
     """ComfyUI's tau for the network behind a Denoiser, for Stable Diffusion's levels with any other function: 1 from
     0.8 of the way up the trained levels down to 0.2, times 799.2 to 199.8 of a thousand."""
-    levels = denoise.levels if isinstance(denoise, Denoiser) else noise_table()
+    levels = levels_behind(denoise)
     if isinstance(levels, EDM):
         low, high = (levels.sigma_min ** (1 - part) * levels.sigma_max**part for part in (0.2, 0.8))
     else:

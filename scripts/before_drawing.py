@@ -13,6 +13,7 @@ from ldm.plan import plan
 from ldm.tasks.text_to_image import picture_size
 from preview import PREVIEW
 from prompt_files import Row
+from prompt_rules import check_words
 
 
 def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):
@@ -43,7 +44,9 @@ def with_usual(chosen: Settings) -> Settings:
 
 
 def check_drawable(model: Model, settings: Sequence[Settings], rows: Sequence[Row]):
-    """Refuse numbers of steps, schedules and sizes that this model cannot have, before the first picture is drawn."""
+    """Refuse numbers of steps, schedules and sizes that this model cannot have, and prompts that a rule cannot read,
+    before the first picture is drawn."""
+    check_words(model, settings)
     checked = set()
     for k, chosen in enumerate(settings):
         key = batch_key(chosen)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from itertools import pairwise
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         if not any(name.startswith(flag) for name in MAY_BE_EMPTY):
             self.error(f"{flag} is empty: give a value, or leave it out")
 
-    def _print_message(self, message: str, file: TextIO | None = None):
+    def _print_message(self, message: str, file: Any = None):
         """Where --help writes; argparse itself would say nothing of a full disk."""
         terminal.say(message, file or sys.stderr, end="")
 
@@ -55,7 +55,19 @@ def add_run_flags(parser: argparse._ActionsContainer, device: str | None = None,
         device = available()[0]
     parser.add_argument("--device", default=device, type=parse_device, help=f"where to compute (default: {device})")
     default = "" if dtype is None else f" (default: {dtype})"
-    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"of the weights and activations{default}")
+    parser.add_argument(
+        "--dtype", type=dtype_name, choices=DTYPES, default=dtype, help=f"of the weights and activations{default}"
+    )
+
+
+def dtype_name(text: str) -> str:
+    """The key of DTYPES that a text stands for, such as fp16 or torch.float16; the text itself if there is none."""
+    from weights.load import dtype_of_name  # not every program that has flags reads weights
+
+    try:
+        return str(dtype_of_name(text)).removeprefix("torch.")
+    except ValueError:
+        return text
 
 
 def parse_device(text: str) -> str:
@@ -73,12 +85,38 @@ def add_download_flags(parser: argparse._ActionsContainer):
 
 
 def add_swap_flags(parser: argparse._ActionsContainer):
-    """--unet, --vae, --prediction and --ema: networks from elsewhere, and facts that a single file may not hold."""
+    """--unet, --vae, --text, --prediction, --zero-snr and --ema: networks from elsewhere, and facts that a file may not
+    hold."""
     parser.add_argument("--unet", help="take the UNet from here")
     parser.add_argument("--vae", help="take the VAE from here")
+    one = "take the text towers from here; TOWER, text_encoder or text_encoder_2, takes that one, and may be repeated"
+    parser.add_argument("--text", action="append", metavar="[TOWER=]SOURCE", help=one)
     parser.add_argument("--prediction", choices=("eps", "v"), help="of an SD 2 file that does not say it")
     # None, not False, if absent: a record of an earlier run may hold the value
+    zero = "the model was trained to the end of its noise, and no file says it"
+    parser.add_argument("--zero-snr", action="store_true", default=None, help=zero)
     parser.add_argument("--ema", action="store_true", default=None, help="take the averaged UNet of a single file")
+
+
+def model_arguments(args: argparse.Namespace) -> dict:
+    """What the flags of add_swap_flags are to weights.describe."""
+    known = dict(unet=args.unet, vae=args.vae, text=text_sources(args.text), prediction=args.prediction)
+    return known | dict(zero_snr=bool(args.zero_snr), ema=bool(args.ema))
+
+
+def text_sources(values: list[str] | None) -> str | dict[str, str] | None:
+    """What --text stands for, as weights.load takes it."""
+    towers = {}
+    for value in values or ():
+        tower, equals, source = value.partition("=")
+        if not equals or tower not in ("text_encoder", "text_encoder_2"):
+            tower, source = "", value
+        if tower in towers:
+            fail(f"--text {value}: {tower or 'one source for all towers'} was given before")
+        towers[tower] = source
+    if "" in towers and len(towers) > 1:
+        fail("--text: give one source for all towers, or each with the name of its tower")
+    return towers.get("", towers) or None
 
 
 def fail(message: str) -> NoReturn:

@@ -34,13 +34,14 @@ from comparison import cases, report
 from comparison.blocks import compare, expect
 from destination import held
 from ldm import ops
-from ldm.scratch import together
+from ldm.scratch import at_home, together
+from weights.sources import as_written
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", type=Path, help="a folder in the diffusers layout (default: the miniature)")
+    what.add_argument("--model", type=as_written, help="a folder in the diffusers layout (default: the miniature)")
     what.add_argument(
         "--network",
         choices=cases.NETWORKS,
@@ -64,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the inputs, and of random weights")
     parser.add_argument("--all", action="store_true", help="show every block, not only the outer and those that depart")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--out", type=Path, help="a folder for compare.html, compare.png and compare.json")
+    parser.add_argument("--out", type=at_home, help="a folder for compare.html, compare.png and compare.json")
     args = parser.parse_args()
     if args.network and (args.parts or args.variant):
         parser.error("--parts and --variant go with --model")

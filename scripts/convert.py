@@ -29,15 +29,28 @@ from functools import partial
 from pathlib import Path
 
 import weights
-from common import DTYPES, add_download_flags, add_swap_flags, fail, make_parser, note, tell, warn
-from ldm.scratch import scratch_folder, sweep
+from common import (
+    DTYPES,
+    add_download_flags,
+    add_swap_flags,
+    dtype_name,
+    fail,
+    make_parser,
+    model_arguments,
+    note,
+    tell,
+    text_sources,
+    warn,
+)
+from ldm.scratch import at_home, scratch_folder, sweep
 from weights import CheckpointError
 from weights.disk.settings import JSON_BYTES, open_file
 from weights.hub.wanted import model_files, part_files
+from weights.layouts.landmarks import holds_one_network
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 FOR_ALL = {"source", "to", "dtype", "variant", "revision", "offline"}
-FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "prediction", "ema"}
+FOR_MODELS = FOR_ALL | {"layout", "unet", "vae", "text", "prediction", "zero_snr", "ema"}
 OPTIONS = {  # what is written -> the options that say something of it
     "a folder": FOR_MODELS | {"shard_size", "write_variant"},
     "one file": FOR_MODELS,
@@ -56,11 +69,11 @@ SLOWEST = 1_000_000  # bytes per second
 def arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("source", help="a folder, a file, or owner/name on the hub")
-    parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new .safetensors file")
+    parser.add_argument("--to", type=at_home, required=True, help="a new folder, or a new .safetensors file")
     parser.add_argument("--layout", choices=("diffusers", "ldm", "sgm"), help="default: by the name of --to")
     parser.add_argument("--part", choices=("unet", "vae", "text_encoder", "text_encoder_2"), help="this network alone")
     parser.add_argument("--names", choices=("diffusers", "ldm", "open_clip"), help="of its tensors; default: diffusers")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all tensors (default: each as it is)")
+    parser.add_argument("--dtype", type=dtype_name, choices=DTYPES, help="of all tensors (default: each as it is)")
     parser.add_argument("--shard-size", type=size, help="of the files of a folder, for example 5GB")
     parser.add_argument("--write-variant", help="a word in the names of a folder's files, for example fp16")
     add_download_flags(parser)
@@ -185,6 +198,8 @@ def rename_shards(index: Path, target: Path):
 
 def convert(args: argparse.Namespace):
     swaps = [part for part in ("unet", "vae") if getattr(args, part)]
+    text = text_sources(args.text)
+    swaps += list(text) if isinstance(text, dict) else []
     wanted = partial(model_files, variant=args.variant, without=swaps)
     if args.part:
         wanted = partial(part_files, part=args.part, variant=args.variant)
@@ -220,15 +235,13 @@ def write_as_asked(args: argparse.Namespace, source: Path) -> list[str]:
         check(args, "an adapter or embedding")
         weights.convert_adapter(source, args.to, dtype)
         return []
-    found = weights.describe(
-        source,
-        variant=args.variant,
-        offline=args.offline,
-        unet=args.unet,
-        vae=args.vae,
-        prediction=args.prediction,
-        ema=bool(args.ema),
-    )
+    asked = model_arguments(args)
+    if source.is_file() and not any(asked.values()) and holds_one_network(source):
+        check(args, "one network")
+        part = weights.describe_part(source)
+        weights.save_part(weights.load_part(source, dtype="stored"), args.to, part.names, dtype, part.metadata)
+        return [what for _, what in part.left_out()]
+    found = weights.describe(source, variant=args.variant, offline=args.offline, **asked)
     model = weights.load(found, "stored")
     weights.save(model, args.to, args.layout, dtype, args.write_variant, args.shard_size, found.metadata)
     return [what for _, what in found.left_out() if what != weights.MARK]  # marks are written anew

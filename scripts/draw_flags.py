@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
+import prompt_rules
 from common import add_download_flags, add_run_flags, add_swap_flags, fail, make_parser
+from ldm.scratch import at_home
 from settings import parse_seed
 from threads import add_threads_flag
 
@@ -24,10 +26,16 @@ def add_subject_flags(parser: argparse.ArgumentParser):
     what = group.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="what to draw")
     of_file = "a text file with one prompt per line; or a .csv, .json or .jsonl with settings for each row; - is stdin"
-    what.add_argument("--prompts", type=Path, metavar="FILE", help=of_file)
-    what.add_argument("--again", type=Path, metavar="PNG", help="make this picture again; other flags override")
+    what.add_argument("--prompts", type=at_home, metavar="FILE", help=of_file)
+    what.add_argument("--again", type=at_home, metavar="PNG", help="make this picture again; other flags override")
     what.add_argument("--words", action="store_true", help="list what the small model that ships knows by name")
     group.add_argument("--negative", metavar="TEXT", help="what to move away from")
+    of_second = "the text for SDXL's second text tower (default: as --prompt)"
+    group.add_argument("--prompt-2", metavar="TEXT", help=of_second)
+    of_rule = "read weights of words, as (word:1.2), and prompts of any length, as this program does; docs/prompts.md"
+    group.add_argument("--prompt-rule", choices=prompt_rules.RULES, help=of_rule)
+    of_skip = "leave out the last N layers of the text towers; A1111's count is one more"
+    group.add_argument("--clip-skip", type=int, metavar="N", help=of_skip)
     of_sweep = (
         "a picture for each value of one or two settings, with a labelled grid, as guidance=1.5..8 sampler=euler,ddim"
     )
@@ -65,7 +73,7 @@ def add_picture_flags(parser: argparse.ArgumentParser):
 
 def add_output_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("where it goes")
-    group.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or the name of one picture")
+    group.add_argument("--out", type=at_home, default=Path("outputs"), help="a folder, or the name of one picture")
     group.add_argument("--format", choices=("png", "webp", "jpg"), help="default: as --out ends, or else png")
     group.add_argument("--overwrite", action="store_true", help="replace the picture that --out names")
     group.add_argument("--grid", action="store_true", help="write grid.png too")

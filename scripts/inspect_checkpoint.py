@@ -19,19 +19,17 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import weights
-from common import add_download_flags, fail, first_line, make_parser, tell
+from common import add_download_flags, add_swap_flags, fail, first_line, make_parser, model_arguments, tell
+from found import Found, find
 from ldm.terminal import printable
 from tables import table
-from weights.checkpoint import PARTS, Checkpoint, Part
-from weights.hub.wanted import any_files
+from weights.checkpoint import Part
 
 IN_ADAPTERS = (
     *("lora_te2", "lora_te1", "lora_te", "lora_unet", "oft_unet", "lycoris", "diffusion_model", "clip_l", "clip_g"),
@@ -57,16 +55,6 @@ class Report:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Found:
-    """What lies at a path: networks, and what is known of the whole if it is one; or an adapter."""
-
-    parts: dict[str, Part] = field(default_factory=dict)
-    whole: Checkpoint | None = None
-    adapter: weights.AdapterFile | None = None
-    problems: list[str] = field(default_factory=list)
-
-
 def arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("source", help="a folder, a .safetensors file, or owner/name on the hub")
@@ -74,44 +62,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="do not look at the values")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_download_flags(parser)
+    add_swap_flags(parser)
     return parser.parse_args()
-
-
-def find(source: str, args: argparse.Namespace) -> Found:
-    """A whole model; or else those of its parts that can be described, with the problems of the others; or else an
-    adapter."""
-    wanted = partial(any_files, variant=args.variant)
-    path, _ = weights.locate(source, wanted, args.revision, args.offline)
-    try:
-        whole = weights.describe(path, variant=args.variant)
-        return Found(whole.parts, whole)
-    except weights.CheckpointError as error:
-        problem = error
-    found = find_parts(path, args.variant)
-    if (path / "model_index.json").exists() and str(problem) not in found.problems:
-        found.problems.insert(0, str(problem))
-    if found.parts:
-        return found
-    try:
-        return Found(adapter=weights.describe_adapter(path))
-    except weights.NotAnAdapter:
-        raise problem from None
-
-
-def find_parts(path: Path, variant: str | None) -> Found:
-    """The networks that can be described one by one."""
-    found = Found()
-    for name in PARTS:
-        try:
-            part = weights.describe_part(path, name, variant=variant)
-        except weights.CheckpointError as error:
-            if (path / name).is_dir() and str(error) not in found.problems:
-                found.problems.append(str(error))
-            continue
-        # a file with one text tower has it under both names
-        if all((part.path, part.prefix) != (other.path, other.prefix) for other in found.parts.values()):
-            found.parts[name] = part
-    return found
 
 
 def describe(source: str, found: Found) -> Report:
@@ -266,10 +218,10 @@ def show_json(report: Report):
 
 
 def inspect(args: argparse.Namespace) -> Report:
-    found = find(args.source, args)
+    found = find(args.source, args, model_arguments(args))
     report = describe(args.source, found)
     if args.base:
-        base = find(args.base, args)
+        base = find(args.base, args, {})
         report.problems += base.problems
         compare(found.parts, base.parts, report)
     if not args.quick:

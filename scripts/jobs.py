@@ -13,6 +13,7 @@ from ldm.draw import Watch
 from ldm.model import Model
 from ldm.tasks.text_to_image import MAX_SEED
 from preview import Preview
+from prompt_rules import SHARED, say
 from samplers.step import Step
 
 TASK_FIELDS = ("steps", "guidance", "sampler", "schedule", "options", "height", "width")  # equal for all of a batch
@@ -30,7 +31,7 @@ def repeat(settings: Settings, count: int) -> list[Settings]:
 
 def batch_key(settings: Mapping[str, Any]) -> str:
     """Equal for pictures that can be drawn together."""
-    return json.dumps([settings[field] for field in TASK_FIELDS], sort_keys=True)
+    return json.dumps([settings.get(field) for field in TASK_FIELDS + SHARED], sort_keys=True)
 
 
 def batches(pictures: Sequence[Mapping[str, Any]], size: int) -> list[list[int]]:
@@ -49,12 +50,7 @@ def draw_together(model: Model, pictures: Sequence[Mapping[str, Any]], watch: Wa
     """One picture for each of these settings, which share their TASK_FIELDS: (b 3 h w) in [-1, 1]."""
     shared = {field: pictures[0][field] for field in TASK_FIELDS}
     return tasks.text_to_image(
-        model,
-        [settings["prompt"] for settings in pictures],
-        negative=[settings["negative"] for settings in pictures],
-        seeds=[settings["seed"] for settings in pictures],
-        watch=watch,
-        **shared,
+        model, seeds=[settings["seed"] for settings in pictures], watch=watch, **shared | say(model, pictures)
     )
 
 

@@ -48,7 +48,10 @@ class Machine:
                 FROM_MARK[name](stack, items)
             elif name in FROM_STACK:
                 count, function = FROM_STACK[name]
-                stack.append(function(*take(stack, len(stack) - count)))
+                value = function(*take(stack, len(stack) - count))
+                stack.append(value)
+                if name in COPIES and isinstance(value, list | tuple):
+                    self.left -= len(value)
             elif name == "BINPERSID":
                 stack.append(self.refer(stack.pop()))
             elif name == "GLOBAL":
@@ -141,6 +144,7 @@ def add_item_pairs(items: list) -> Pairs:
     return pairs
 
 
+COPIES = ("REDUCE", "NEWOBJ")  # may copy a list that is in use elsewhere: it counts as so many instructions
 FROM_STACK: dict[str, tuple[int, Callable]] = {
     "TUPLE1": (1, lambda *items: items),
     "TUPLE2": (2, lambda *items: items),

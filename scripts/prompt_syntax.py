@@ -22,17 +22,22 @@ SYNTAX = {
 }
 
 
+OF_RULES = ("weight", "emphasis", "schedule", "weakening", "and", "break", "escape")  # what --prompt-rule reads
 IN_CAPITALS = ("and", "break")  # words of syntax, unless all of the prompt is in capitals
 READ = 2000  # characters of a prompt that are looked at; more than any text encoder reads
 
 
-def find_syntax(texts: Iterable[str]) -> list[str]:
-    """A message for each kind of syntax that these texts hold, with the first place where it stands."""
+def find_syntax(texts: Iterable[str], rule: str | None = None) -> list[str]:
+    """A message for each kind of syntax that these texts hold and that is not read, with the first place where it
+    stands. rule: that of --prompt-rule."""
     messages = {}
     for text in texts:
         for kind, (pattern, meaning) in SYNTAX.items():
+            if rule is not None and kind in OF_RULES:
+                continue
             place = re.search(pattern, text[:READ])
             is_shouted = kind in IN_CAPITALS and text.isupper()
             if place and not is_shouted and kind not in messages:
-                messages[kind] = f"{show(place[0].strip())} is read literally; elsewhere it is {meaning}"
+                remedy = ", or read it by a --prompt-rule" if kind in OF_RULES else ""
+                messages[kind] = f"{show(place[0].strip())} is read literally; elsewhere it is {meaning}{remedy}"
     return list(messages.values())

@@ -33,16 +33,14 @@ from lab.mixture import FIVE, sliced_wasserstein
 from lab.page import write_page, write_table
 from ldm import conditioning, guidance
 from ldm.plan import noise_levels
-from ldm.scratch import together
+from ldm.scratch import at_home, together
 from ldm.tasks.text_to_image import MAX_SEED
 from samplers import INTERPOLATED, SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
 
-MOST_POINTS, MOST_PICTURES = (
-    100_000,
-    1000,
-)  # the exact path of a point takes 6 KB, that of a picture its latents 400 times
+MOST_POINTS = 100_000  # each takes 6 KB for its exact path
+MOST_PICTURES = 1000
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", default="a red apple")
     parser.add_argument("--guidance", type=float, help="1 or less: off")
     add_run_flags(parser, dtype="float32")
-    parser.add_argument("--out", type=Path, default=Path("outputs/lab"), help="a folder")
+    parser.add_argument("--out", type=at_home, default=Path("outputs/lab"), help="a folder")
     return parser.parse_args()
 
 

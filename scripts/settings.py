@@ -47,10 +47,15 @@ FIELDS = {  # all that decides a picture and stands in its record, by kind; most
     "seed": int,
     "guidance": float,
     "ema": bool,
+    "zero_snr": bool,
     "partial_lora": bool,
+    "text": list,
     "lora": list,
     "embedding": list,
     "options": dict,
+    "prompt_rule": str,
+    "prompt_2": str,
+    "clip_skip": int,
 }
 
 

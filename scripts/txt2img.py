@@ -29,7 +29,7 @@ import known_words
 import weights
 from axes import parse_axes
 from before_drawing import check_after, check_before, check_drawable
-from common import DTYPES, as_text, fail, first_line, tell, warn
+from common import DTYPES, as_text, fail, first_line, tell, text_sources, warn
 from destination import Destination, Lost, check_space, choose_destination, held
 from draw_flags import parse_arguments
 from jobs import Settings, draw_batches, in_turn, repeat
@@ -40,6 +40,7 @@ from ldm.model import Model
 from ldm.version import version
 from preview import PREVIEW, Preview, make_decoder
 from prompt_files import Row, read_rows
+from prompt_rules import without_syntax
 from prompt_syntax import find_syntax
 from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace, report: Report):
         return
     args.prompt = as_text("--prompt", args.prompt)
     args.negative = as_text("--negative", args.negative)
+    args.prompt_2 = as_text("--prompt-2", args.prompt_2)
     earlier = {}
     if args.again:
         earlier = pictures.read_record(args.again)
@@ -148,6 +150,8 @@ def load(chosen: Settings, args: argparse.Namespace) -> Loaded:
             offline=args.offline,
             unet=chosen["unet"],
             vae=chosen["vae"],
+            text=text_sources(chosen["text"]),
+            zero_snr=bool(chosen["zero_snr"]),
             prediction=chosen["prediction"],
             ema=bool(chosen["ema"]),
         )
@@ -205,13 +209,15 @@ def warn_of_words(model: Model, settings: Sequence[Settings]):
     prompts = list(dict.fromkeys(chosen["prompt"] for chosen in settings))
     negatives = list(dict.fromkeys(chosen["negative"] or "" for chosen in settings))
     texts = [*prompts, *negatives]
-    for message in find_syntax(texts):
+    rule = settings[0].get("prompt_rule")
+    for message in find_syntax(texts, rule):
         warn(message)
     for text, cut in zip(texts, model.tokenizer(texts).cut):
-        if cut:
+        if cut and rule is None:
             warn(f"too long, the end is not read: {shorten(text, 40)!r} is cut before {shorten(cut, 60)!r}")
     names = known_words.known_names(model)
-    unknown = known_words.find_unknown(prompts, names, model.tokenizer.added) if names else {}
+    words = [without_syntax(text, rule) for text in prompts]
+    unknown = known_words.find_unknown(words, names, model.tokenizer.added) if names else {}
     if unknown:
         warn(known_words.tell_unknown(unknown, names))
 

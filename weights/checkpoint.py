@@ -21,6 +21,7 @@ from ldm.vae import VAE
 from .disk.safetensors import FLOATS, Held, Stored, check_floats, read_value
 from .errors import CheckpointError, shown
 from .layouts.names import Piece, pieces
+from .leftovers import inside_network
 from .misfits import TOKENS, mismatch, refuse_parts
 
 Network = UNet | VAE | TinyVAE | CLIPText
@@ -32,13 +33,6 @@ NETWORKS: dict[type, Callable[[Any], Network]] = {
     CLIPConfig: CLIPText,
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-HARMLESS = (  # a tensor without a place in our networks -> what it is, which is why it can be left out
-    (r"(.*\.)?embeddings\.position_ids", "the numbers 0 to 76, which older versions of transformers stored"),
-    (r"attn_mask", "the causal mask, which needs no storing"),
-    (r"logit_scale", "the temperature of CLIP's training"),
-    (r"text_projection(\.weight)?", "the projection of a pooled output that the model does not use"),
-)
-LAST_BLOCK = "the last block of the text tower: the model reads the one before it"
 # A network of more parameters than its file has tensors is not built, whatever a config.json asks for. In open_clip's
 # names a tensor can hold three, and what a file lacks of a published network is told by name: hence the slack.
 SLACK = 2000
@@ -137,6 +131,10 @@ class Checkpoint:
         return found
 
 
+def tokenizer_of(tower: str) -> str:
+    return tower.replace("text_encoder", "tokenizer")
+
+
 def read_values(tensors: Iterable[Held]) -> Iterator[tuple[str, Tensor]]:
     """Key and value, as float32, of those tensors that hold floating-point numbers."""
     for held in tensors:
@@ -193,11 +191,11 @@ def build(part: Part) -> Network:
 
 
 def match_tensors(network: nn.Module, part: Part) -> Places:
-    """A place for each parameter, and a parameter or a line of HARMLESS for each tensor; else CheckpointError."""
+    """A place for each parameter, and a parameter or a known leftover for each tensor; else CheckpointError."""
     needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    places = {name: Place(held, Piece(name)) for name, held in part.stored.items()}
+    places = {name: Place(part.stored[name], Piece(name)) for name in needed if name in part.stored}
     extra: list[str] = []
-    if part.names != "diffusers" or places.keys() != needed.keys():
+    if part.names != "diffusers" or part.stored.keys() != needed.keys():
         places, extra = find_places(needed, part)
     wrong = [name for name, place in places.items() if not fits_shape(place, needed[name])]
     if extra or wrong or len(places) < len(needed):
@@ -244,13 +242,7 @@ def published_name(key: str) -> str:
 
 def harmless(key: str, part: Part) -> str | None:
     """What a tensor is that no parameter of ours needs; None if nobody knows."""
-    if part.names == "open_clip" and isinstance(part.config, CLIPConfig):
-        if key.startswith(f"transformer.resblocks.{part.config.layers}."):
-            return LAST_BLOCK
-    for pattern, what in HARMLESS:
-        if re.fullmatch(pattern, key):
-            return what
-    return None
+    return inside_network(key, part.names, part.config)
 
 
 def fits_shape(place: Place, needed: tuple[int, ...]) -> bool:

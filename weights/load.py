@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,33 +19,42 @@ from torch import nn
 from ldm.model import Model
 from ldm.tokenizer import Tokenizer
 
+from . import sources
+from .asked import Asked, Given
 from .checkpoint import PARTS, Checkpoint, Network, Part, Places, take
 from .disk.safetensors import FLOATS, read_tensors
 from .disk.settings import open_file
 from .errors import CheckpointError, shown
-from .hub.wanted import model_files, part_files
-from .layouts import diffusers, one_network, single_file
-from .swap import swap
+from .hub.wanted import model_files, part_files, text_files
+from .layouts import diffusers, incomplete, one_network, single_file
+from .swap import swap, training_of
 
-Source = str | Path
+Source = str | os.PathLike[str]
+Texts = Source | Mapping[str, Source]
 DType = torch.dtype | str | None
 Wanted = Callable[[list[str]], list[str]]  # names of files -> those that are needed
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = {  # and how people write them
+    torch.float32: ("float32", "fp32", "f32", "float", "single", "full"),
+    torch.bfloat16: ("bfloat16", "bf16"),
+    torch.float16: ("float16", "fp16", "f16", "half"),
+    torch.float64: ("float64", "fp64", "f64", "double"),
+}
 
 
 def load(
     source: Source | Checkpoint, dtype: DType = torch.float32, device: str | torch.device = "cpu", *,
     variant: str | None = None, revision: str | None = None, offline: bool = False, unet: Source | None = None,
-    vae: Source | None = None, prediction: str | None = None, ema: bool = False, check_finite: bool = True,
+    vae: Source | None = None, text: Texts | None = None, prediction: str | None = None, zero_snr: bool = False,
+    ema: bool = False, check_finite: bool = True,
 ) -> Model:  # fmt: skip
     """Read a model, or what `describe` found. help(weights) describes the arguments. The networks are frozen and in
     evaluation mode. Raises CheckpointError, one line, for whatever is wrong with the files, ValueError for other
     arguments; warns where a file leaves something to guess."""
-    check_dtype(dtype)
+    dtype = read_dtype(dtype)
     if not isinstance(source, Checkpoint):
         source = describe(
-            source, variant=variant, revision=revision, offline=offline, unet=unet, vae=vae, prediction=prediction,
-            ema=ema,
+            source, variant=variant, revision=revision, offline=offline, unet=unet, vae=vae, text=text,
+            prediction=prediction, zero_snr=zero_snr, ema=ema,
         )  # fmt: skip
     for warning in source.warnings:
         warnings.warn(f"{source.path}: {warning}", stacklevel=2)
@@ -63,8 +73,7 @@ def read_model(checkpoint: Checkpoint, dtype: DType, device: torch.device, check
     return Model(
         unet=networks["unet"], vae=networks["vae"],
         texts={tower: networks[tower] for tower in facts.family.towers},
-        tokenizer=Tokenizer(length=facts.texts[0].length),
-        facts=facts,
+        tokenizer=Tokenizer(length=facts.texts[0].length), facts=facts,
         source=checkpoint.source, files=name_files(checkpoint, places), revisions=checkpoint.revisions,
     )  # fmt: skip
 
@@ -76,7 +85,7 @@ def load_part(
 ) -> Network:  # fmt: skip
     """Read the network that `describe_part` finds: an ldm UNet, VAE, TinyVAE or CLIPText. help(weights) describes the
     arguments. Raises CheckpointError."""
-    check_dtype(dtype)
+    dtype = read_dtype(dtype)
     found = describe_part(source, part, variant=variant, revision=revision, offline=offline)
     network, places = found.match()
     chosen = dtype or stored_dtype(places)
@@ -84,41 +93,67 @@ def load_part(
     return network
 
 
-def check_dtype(dtype: DType) -> None:
-    if dtype not in (None, "stored", *DTYPES):
-        raise ValueError(f"unknown dtype {dtype}: choose one of {', '.join(map(str, DTYPES))}, None or 'stored'")
+def read_dtype(dtype: DType) -> DType:
+    """None, "stored" or one of DTYPES, which may be given by its name."""
+    return dtype if dtype in (None, "stored", *DTYPES) else dtype_of_name(dtype)
+
+
+def dtype_of_name(name: object) -> torch.dtype:
+    for dtype, names in DTYPES.items():
+        if str(name).strip().lower().removeprefix("torch.") in names:
+            return dtype
+    offer = ", ".join(map(str, DTYPES))
+    raise ValueError(f"unknown dtype {shown(name)}: choose one of {offer}, None or 'stored'")
 
 
 def describe(
     source: Source, *, variant: str | None = None, revision: str | None = None, offline: bool = False,
-    unet: Source | None = None, vae: Source | None = None, prediction: str | None = None, ema: bool = False,
+    unet: Source | None = None, vae: Source | None = None, text: Texts | None = None, prediction: str | None = None,
+    zero_snr: bool = False, ema: bool = False,
 ) -> Checkpoint:  # fmt: skip
     """What a model is: its facts and parts, what decided, what is left out. Only headers and a few small tensors are
     read. help(weights) describes the arguments. Raises CheckpointError for whatever is wrong with the files."""
     if prediction not in (None, "eps", "v"):
         raise ValueError(f"unknown prediction {prediction!r}: choose eps or v")
-    swaps = {part: other for part, other in (("unet", unet), ("vae", vae)) if other is not None}
-    path, commit = locate(source, partial(model_files, variant=variant, without=swaps), revision, offline)
-    if not diffusers.matches(path):
-        checkpoint = single_file.read(path, prediction, ema)
-    elif ema:
-        raise CheckpointError(f"{path} is a folder, and averaged copies are in single files: choose a variant instead")
-    else:
-        checkpoint = diffusers.read(path, variant, prediction, without=swaps)
-    checkpoint = replace(checkpoint, source=str(source), revisions={str(source): commit} if commit else {})
-    for part, other in swaps.items():
-        checkpoint = swap_in(checkpoint, part, other, variant, offline)
-    return checkpoint
+    swaps = {part: other for part, other in (("unet", unet), ("vae", vae), ("text", text)) if other is not None}
+    without = names_of(swaps) if swaps else ()
+    path, commit = locate(source, partial(model_files, variant=variant, without=without), revision, offline)
+    given = read_given(path, swaps, variant, offline) if swaps else {}
+    asked = Asked(prediction, zero_snr, ema, given)
+    read = diffusers.read if diffusers.matches(path) else single_file.read
+    name = os.fspath(source)
+    checkpoint = replace(read(path, asked, variant), source=name, revisions={name: commit} if commit else {})
+    return swap(checkpoint, asked) if given else checkpoint
 
 
-def swap_in(checkpoint: Checkpoint, part: str, source: Source, variant: str | None, offline: bool) -> Checkpoint:
-    """The checkpoint with the UNet or VAE of another source in place of its own."""
-    path, commit = locate(source, partial(part_files, part=part, variant=variant), None, offline)
-    other = replace(describe_part(path, part, variant=variant), root=path, label=str(source))
-    checkpoint = swap(checkpoint, part, other, path)
-    if commit:
-        checkpoint = replace(checkpoint, revisions={**checkpoint.revisions, str(source): commit})
-    return checkpoint
+def names_of(swaps: Mapping[str, Any]) -> list[str]:
+    """The parts that come from elsewhere, as far as the arguments alone tell it."""
+    text = swaps.get("text")
+    return [*swaps, *text] if isinstance(text, Mapping) else list(swaps)
+
+
+def read_given(path: Path, swaps: Mapping[str, Any], variant: str | None, offline: bool) -> dict[str, Given]:
+    """By part, the networks that take the place of those at `path`, or of those that are missing there."""
+    sources = {part: other for part, other in swaps.items() if part != "text"}
+    text = swaps.get("text")
+    if isinstance(text, Mapping):
+        sources |= text
+    elif text is not None:
+        found, _ = locate(text, partial(text_files, variant=variant), None, offline)
+        sources |= dict.fromkeys(incomplete.choose_towers(path, found), text)
+    given = {}
+    for part, source in sources.items():
+        if part not in PARTS:
+            raise CheckpointError(f"unknown text tower {shown(part)}: choose one of {', '.join(PARTS[2:])}")
+        found, commit = locate(source, partial(part_files, part=part, variant=variant, is_mixed=True), None, offline)
+        chosen = one_network.nearest_variant(found, part, variant)
+        network = replace(describe_part(found, part, variant=chosen), root=found, label=os.fspath(source))
+        training = training_of(found) if part == "unet" else {}
+        warning = ""
+        if chosen != variant:
+            warning = f"{network.label} has no variant {shown(variant)} of the {part}: {network.path.name} is taken"
+        given[part] = Given(network, found, commit, training, warning)
+    return given
 
 
 def describe_part(
@@ -142,21 +177,9 @@ def locate(source: Source, wanted: Wanted, revision: str | None = None, offline:
     """Where a source lies on this machine, and the commit of the repository that it came from, or "". wanted: chooses
     from the names of all files of a repository those that are needed, as `one_file` does."""
     path = Path(source)
-    if os.path.lexists(path):  # which has no error for a name that is too long
+    if os.path.lexists(path) and path.suffix != ".json":  # exists() raises where a name is too long
         return path, ""
-    return fetch(str(source), wanted, revision, offline)
-
-
-def fetch(source: str, wanted: Wanted, revision: str | None, offline: bool) -> tuple[Path, str]:
-    from .hub import download  # importing the hub's client takes a third of the time of importing this package
-
-    if not download.is_repo(source):
-        raise CheckpointError(
-            f"{source} does not exist: give a folder in diffusers' layout, a .safetensors file or "
-            "the name of a repository, owner/name"
-        )
-    fetched = download.fetch(source, wanted, revision, offline)
-    return fetched.path, fetched.commit
+    return sources.find(os.fspath(source), wanted, revision, offline)
 
 
 def choose_dtypes(checkpoint: Checkpoint, places: Mapping[str, Places], dtype: DType) -> dict:

@@ -14,13 +14,14 @@ from .disk.write import atomic_path, write_tensors
 from .errors import CheckpointError, shown
 from .layouts import diffusers, one_network, single_file
 from .layouts.overrides import without_overrides
+from .load import dtype_of_name
 
 
 def save(
     model: Model,
     path: str | Path,
     layout: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     variant: str | None = None,
     shard_size: int | None = None,
     metadata: Mapping[str, str] = {},
@@ -33,6 +34,7 @@ def save(
     Raises CheckpointError if the path is taken, cannot be written or the model has no such layout.
     """
     path = Path(path)
+    dtype = dtype_of_name(dtype) if isinstance(dtype, str) else dtype
     if model.tokenizer.added:
         raise CheckpointError(
             f"{path}: no layout holds added words, {shown(next(iter(model.tokenizer.added)))}: save "
@@ -58,7 +60,7 @@ def save_part(
     network: Network,
     path: str | Path,
     names: str = "diffusers",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     metadata: Mapping[str, str] = {},
 ) -> None:
     """Write one network as one file. names: "diffusers"; "ldm", of a UNet or VAE; "open_clip", of a text tower.
@@ -66,6 +68,7 @@ def save_part(
     Raises CheckpointError if the path is taken, cannot be written or the network was never published so.
     """
     path = Path(path)
+    dtype = dtype_of_name(dtype) if isinstance(dtype, str) else dtype
     tensors, own = one_network.write(network, path, names)
     with atomic_path(path) as part:
         write_tensors(part, tensors, dtype, {**without_overrides(metadata), **own})

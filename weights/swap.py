@@ -1,11 +1,16 @@
-"""Another UNet or VAE in a model: a fine-tune that was published alone, a repaired or a smaller autoencoder."""
+"""Another UNet, VAE or text tower in a model: a fine-tune that was published alone, a repaired or a smaller
+autoencoder, or whatever a file lacks.
+"""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ldm.config import ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from ldm.config import CLIPConfig, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
-from .checkpoint import PARTS, Checkpoint, Part, check_fit
+from .asked import Asked
+from .checkpoint import PARTS, Checkpoint, check_fit
 from .disk.settings import Settings
 from .errors import CheckpointError
 from .layouts import single_file
@@ -13,23 +18,42 @@ from .layouts.diffusers_configs import TINY_LATENT
 from .layouts.diffusers_scheduler import read_scheduler
 
 
-def swap(base: Checkpoint, name: str, part: Part, path: Path) -> Checkpoint:
-    """The checkpoint with another "unet" or "vae", which was found at a path: alone there, or in a whole model.
+def swap(base: Checkpoint, asked: Asked) -> Checkpoint:
+    """The checkpoint with the networks that are given: each was found alone, or in a whole model.
 
-    Raises CheckpointError where it cannot belong to such a model.
+    Raises CheckpointError where one cannot belong to such a model.
     """
-    if isinstance(part.config, UNetConfig):
-        facts = with_unet(base.facts, part.config, training_of(path), path)
-    elif isinstance(part.config, VAEConfig | TinyVAEConfig):
-        facts = with_vae(base.facts, part.config, vae_settings(path), path)
-    else:
-        raise CheckpointError(f"{path}: only a UNet and a VAE can be swapped in")
-    check_fit(facts, str(path))
-    parts = base.parts | {name: part}
-    return replace(base, facts=facts, parts={other: parts[other] for other in PARTS if other in parts})
+    given = asked.given
+    facts = base.facts
+    for name, (part, path, _, training, _) in given.items():
+        if isinstance(part.config, UNetConfig):
+            facts = with_unet(facts, part.config, as_asked(training, asked), path)
+        elif isinstance(part.config, CLIPConfig):
+            facts = with_text(facts, name, part.config, path)
+        else:
+            facts = with_vae(facts, part.config, vae_settings(path), path)
+    check_fit(facts, " and ".join(dict.fromkeys(str(other.path) for other in given.values())))
+    parts = base.parts | {name: other.part for name, other in given.items()}
+    return replace(
+        base,
+        facts=facts,
+        parts={name: parts[name] for name in PARTS if name in parts},
+        warnings=(*base.warnings, *(other.warning for other in given.values() if other.warning)),
+        revisions={**base.revisions, **{other.part.label: other.commit for other in given.values() if other.commit}},
+    )
 
 
-def training_of(path: Path) -> dict:
+def as_asked(training: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+    """What a UNet was trained for, where the user knows better than its files."""
+    known = dict(training)
+    if asked.prediction:
+        known["prediction"] = asked.prediction
+    if asked.zero_snr and "noise" in known:
+        known["noise"] = replace(known["noise"], zero_snr=True)
+    return known
+
+
+def training_of(path: Path) -> dict[str, Any]:
     """What the UNet there was trained for, as far as the file around it says, or the scheduler of the model whose
     folder, sub-folder or file was given. A file of a UNet alone says nothing."""
     found = {}
@@ -49,7 +73,7 @@ def whole_file(path: Path) -> Checkpoint | None:
     return single_file.read(path) if path.is_file() and single_file.matches(path) else None
 
 
-def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) -> ModelConfig:
+def with_unet(facts: ModelConfig, unet: UNetConfig, training: Mapping[str, Any], path: Path) -> ModelConfig:
     """A UNet brings no text towers and no noise levels: those it was trained with must be the model's."""
     for name, found in training.items():
         if found != getattr(facts, name):
@@ -59,6 +83,18 @@ def with_unet(facts: ModelConfig, unet: UNetConfig, training: dict, path: Path) 
             )
     facts = replace(facts, unet=unet)
     return replace(facts, sampler="lcm", steps=4, guidance=8.5) if unet.guidance_dim else facts
+
+
+def with_text(facts: ModelConfig, name: str, text: CLIPConfig, path: Path) -> ModelConfig:
+    """name: of the tower's folder."""
+    towers = facts.family.towers
+    if name not in towers:
+        raise CheckpointError(
+            f"{path}: a model of {facts.family.title} has no {name}, its text is {' and '.join(towers)}"
+        )
+    texts = list(facts.texts)
+    texts[towers.index(name)] = text
+    return replace(facts, texts=tuple(texts))
 
 
 def with_vae(facts: ModelConfig, vae: VAEConfig | TinyVAEConfig, settings: Settings, path: Path) -> ModelConfig:

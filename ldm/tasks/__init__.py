@@ -32,7 +32,22 @@ All tasks share these arguments; None means the model's own default.
     decode      False gives the final latents as the UNet sees them, in place of pixels.
 """
 
-from ..plan import defaults
+from ..plan import defaults, plan_part
+from .depth_to_image import depth_to_image
+from .edit import edit
+from .image_to_image import image_to_image
+from .inpaint import inpaint, inpaint_part
+from .interpolate import interpolate
+from .invert import invert
+from .panorama import panorama
+from .refine import refine
 from .text_to_image import pair, text_to_image
+from .two_pass import two_pass
+from .upscale import upscale
 
-__all__ = ["defaults", "pair", "text_to_image"]
+# fmt: off
+__all__ = [
+    "defaults", "depth_to_image", "edit", "image_to_image", "inpaint", "inpaint_part", "interpolate", "invert", "pair",
+    "panorama", "plan_part", "refine", "text_to_image", "two_pass", "upscale",
+]
+# fmt: on

@@ -13,15 +13,20 @@ def start_at_strength(sigmas: list[float], strength: float) -> list[float]:
     The run begins from the picture with noise of level result[0]. Raises ValueError if no step is left or for a
     strength outside 0 to 1, TypeError for what is no number.
     """
-    if isinstance(strength, bool) or not isinstance(strength, Real):
-        raise TypeError(f"strength {strength!r}: a number is expected, more than 0, to 1")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength {strength}: choose more than 0, to 1")
+    check_strength(strength)
     steps = len(sigmas) - 1
     kept = int(steps * strength)
     if kept < 1:
         raise ValueError(f"strength {strength} of {steps} steps: leaves none; choose at least {1 / steps:.3g}")
     return sigmas[steps - kept :]
+
+
+def check_strength(strength: float) -> None:
+    """Raises ValueError for a strength outside 0 to 1, TypeError for what is no number."""
+    if isinstance(strength, bool) or not isinstance(strength, Real):
+        raise TypeError(f"strength {strength!r}: a number is expected, more than 0, to 1")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength}: choose more than 0, to 1")
 
 
 def start_at_strength_a1111(sigmas: list[float], strength: float) -> list[float]:

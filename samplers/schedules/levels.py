@@ -93,6 +93,11 @@ def table_without_signal_at_the_end(alpha_bar: Tensor) -> NoiseTable:
     return NoiseTable((*sigmas, 4096.0))  # 4096, as published, for an infinite sigma
 
 
+def levels_behind(denoise: object) -> Levels:
+    """The levels that the network of a denoiser was trained with; Stable Diffusion's for a plain function."""
+    return getattr(denoise, "levels", None) or noise_table()
+
+
 # Choices of a few levels
 
 

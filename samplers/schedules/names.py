@@ -8,6 +8,7 @@ NAMES = {  # ours -> other programs' names, where `plain` does not reduce them t
     "beta_times": ("beta sampling",),  # ComfyUI's node
     "ays_sd15": ("ays_sd1", "align your steps sd15", "align your steps sd1"),
     "ays_sdxl": ("align your steps sdxl", "align your steps xl"),
+    "sgm": ("LegacyDDPMDiscretization",),  # Stability's sgm
     "gits": ("align your steps gits",),  # Forge
 }
 EITHER_AYS = ("ays", "alignyoursteps")  # a list for SD 1.5 and another for SDXL; A1111 takes the model's

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoHaConfig, LoraConfig, get_peft_model
+from diffusers.utils import convert_state_dict_to_kohya
+from peft import LoHaConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from test_lora import (
@@ -305,6 +306,46 @@ def test_adapters_of_other_families(kind, with_square_layer, tmp_path):
     save_file(tensors | pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), path)
     assert f" is an adapter for {title}: " in refusal(path, with_square_layer, partial=True)
     assert f" is an adapter for {title}: " in refusal(path, with_square_layer)
+
+
+def test_what_diffusers_converts_to_kohya(tmp_path):
+    """It calls the only tower of SD 1 the first one, and leaves a dot before the magnitudes of DoRA."""
+    pipeline, found = tiny_pipeline("sd15"), {}
+    for part, target in (("unet", "to_q"), ("text_encoder", "q_proj")):
+        network = getattr(pipeline, part)
+        config = LoraConfig(r=2, lora_alpha=2, use_dora=True, target_modules=[target], init_lora_weights=False)
+        network.add_adapter(config)
+        found |= {f"{part}.{key}": tensor for key, tensor in get_peft_model_state_dict(network).items()}
+    kohya = {key: tensor.contiguous() for key, tensor in convert_state_dict_to_kohya(found).items()}
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    adapter = load_adapter(tmp_path / "kohya.safetensors", shared_model("sd15"))
+    assert len(adapter.deltas) == len(found) / 3 and adapter.unmatched == ()
+    with lora.merged(shared_model("sd15"), [(adapter, 1.0)]):
+        assert_equal("sd15", outputs("sd15", shared_model("sd15")), reference_outputs("sd15", pipeline))
+
+
+def test_the_first_tower_of_two_is_not_the_only_one(tmp_path):
+    """Where the file has a second one: SDXL's first tower has the shapes of SD 1's."""
+    key = Q.replace(".", "_").replace("unet_", "lora_unet_", 1)
+    first, second = (f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1" for i in (1, 2))
+    unet = {f"{key}.lora_down.weight": GOOD[f"{Q}.lora_A.weight"], f"{key}.lora_up.weight": GOOD[f"{Q}.lora_B.weight"]}
+    save_file(unet | pair(first) | pair(second), tmp_path / "a.safetensors")
+    assert "4 tensors have no place" in refusal(tmp_path / "a.safetensors", shared_model("sd15"))
+
+
+WRAPPERS = ["unet._orig_mod.", "_orig_mod.", "module.", "base_model.model._orig_mod.", "lora_unet__orig_mod_"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_networks_that_were_wrapped_when_they_were_saved(wrapper, tmp_path):
+    """By torch.compile, by a trainer on many GPUs."""
+    save_file(GOOD, tmp_path / "plain.safetensors")
+    expected = load_adapter(tmp_path / "plain.safetensors", shared_model("sd15"))
+    wrapped = {key.replace("unet.", wrapper): tensor for key, tensor in GOOD.items()}
+    wrapped[f"{Q}.alpha".replace("unet.", wrapper)] = torch.tensor(2.0)
+    save_file(wrapped, tmp_path / "a.safetensors")
+    found = load_adapter(tmp_path / "a.safetensors", shared_model("sd15"))
+    assert found.deltas.keys() == expected.deltas.keys() and found.unmatched == ()
 
 
 def test_words_beside_an_adapter(tmp_path):

@@ -546,7 +546,8 @@ def test_scales_of_cfg_pp_are_interpolations(quick, model, name):
     assert torch.equal(quick(sampler=name), quick(sampler=name, guidance=model.facts.guidance / 12.5))
     counted = Counted(stand_in)
     quick(sampler=name, guidance=1.0, network=counted)
-    assert counted.batches == [2, 2, 2]
+    looks_ahead = name == "dpmpp_2s_ancestral_cfg_pp"  # in the middle of a step, where one estimate is enough
+    assert counted.batches == ([2, 1, 2, 1, 2] if looks_ahead else [2, 2, 2])
 
 
 @pytest.mark.parametrize(

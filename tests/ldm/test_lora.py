@@ -29,8 +29,9 @@ from ldm.unet import UNet
 from support.networks import clip_pair, token_ids, unet_inputs, unet_pair
 from support.numbers import randn, relative_error, relative_l2
 from weights import CheckpointError
-from weights.adapters.kinds import FIELDS, by_pattern
+from weights.adapters.kinds import FIELDS
 from weights.adapters.names import names_of
+from weights.adapters.peft_tables import by_pattern
 from weights.adapters.read import load_adapter
 from weights.adapters.write import save_adapter
 from weights.disk.settings import Settings
@@ -745,6 +746,8 @@ FAULTS = {  # tensors, adapter_config.json -> what the error says
         "holds nothing for this model: none of its 2 tensors has a place there, 'lora_unet_double_bl",
     ),
     "empty": ({}, None, "none of its 0 tensors"),
+    "embedding": ({"<x>": torch.ones(1, 96)}, None, "; it is a textual inversion: weights.add_embedding adds it"),
+    "VAE": ({"decoder.conv_norm_out.weight": torch.ones(96)}, None, "; it holds a VAE and no adapter"),
     "one too many": (
         GOOD | {"unet.conv_last.lora_A.weight": torch.ones(2, 4), "unet.conv_last.lora_B.weight": torch.ones(4, 2)},
         None,

@@ -196,6 +196,8 @@ def itxt(text: bytes, flag: bytes = b"\0") -> bytes:
 
 
 BOMB = zlib.compress(b'{"prompt": "' + b" " * 10**8 + b'"}', 9)
+TAGS = pack(">HHII", 1, 2, 8, 8) * 65534 + pack(">HHII", 0x010F, 2, 8, 0)
+EXIF = b"MM\0*" + pack(">IH", 8, 65535) + TAGS  # to look at all of 64 such blocks would take seconds
 HOSTILE = {
     "empty": (b"", "not a picture"),
     "other": (b"%PDF-1.7 ...", "not a picture"),
@@ -214,6 +216,7 @@ HOSTILE = {
     "jpeg": (b"\xff\xd8" + b"\xff\xe1\x00\x02" * 10**6, "holds no record"),
     "jpeg cut": (b"\xff\xd8\xff\xe1\xff\xffExif", "cut off"),
     "exif": (b"\xff\xd8\xff\xe1\x00\x18Exif\0\0MM\0*\xff\xff\xff\xff12345678", "holds no record"),
+    "tags": (b"RIFF\0\0\0\0WEBPEXIF" + pack("<I", len(EXIF)) + EXIF, "holds no record"),
     "webp": (b"RIFF\xff\xff\xff\xffWEBPEXIF\xff\xff\xff\xff", "holds no record"),
 }
 

@@ -284,6 +284,7 @@ def test_s_noise_scales_every_draw(name):
         ("DPM++2M ", "dpmpp_2m"),
         ("k_dpm_ad", "dpm_adaptive"),
         ("Euler a CFG++", "euler_ancestral_cfg_pp"),
+        ("DPM++ 2S a CFG++", "dpmpp_2s_ancestral_cfg_pp"),
         ("EulerEDMSampler", "euler"),
         ("DPMPP2SAncestralSampler", "dpmpp_2s_ancestral"),
     ],

@@ -252,6 +252,14 @@ def test_instructions_without_number(tmp_path, monkeypatch):
     assert "no tensors" in refused(archive(tmp_path / "a.pt", b"\x80\x02" + b"N" * 998 + b"."))
 
 
+@pytest.mark.parametrize("name", [b"ccollections\nOrderedDict\n", b"ctorch\nSize\n"])
+def test_copies_without_number(name, tmp_path, monkeypatch):
+    """One list, of which ten bytes make another copy."""
+    monkeypatch.setattr(pickle_machine, "INSTRUCTIONS", 1000)
+    copies = b"](" + b"NN\x86" * 100 + b"eq\x01" + name + b"q\x02(" + b"h\x02h\x01\x85R" * 10 + b"t."
+    assert "more than 1000 instructions" in refused(archive(tmp_path / "a.pt", b"\x80\x02" + copies))
+
+
 def test_keys_of_one_hash_cost_no_more(tmp_path):
     """In a dict, so many would take an hour. They stand beside the tensors, as those of optimizers do."""
     bomb = b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(100_000))

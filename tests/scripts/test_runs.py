@@ -2,10 +2,13 @@
 two seconds."""
 
 import json
+import os
 import resource
 import runpy
+import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,10 +28,13 @@ def program(monkeypatch, capsys):
     def run(name: str, *args) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
         status = 0
+        threads = torch.get_num_threads()
         try:
             runpy.run_path(str(SCRIPTS / name))["main"]()
         except SystemExit as end:
             status = end.code
+        finally:
+            torch.set_num_threads(threads)
         out, err = capsys.readouterr()
         return status, out, err
 
@@ -155,6 +161,7 @@ def test_the_disk_is_asked_before_the_first_picture(program):
         (("--out", "nul\0.png"), "cannot be written: "),
         (("--prompt", "\udcff"), "--prompt: holds bytes that are not UTF-8: '\\udcff'"),
         (("--negative", "\udcff"), "--negative: holds bytes that are not UTF-8"),
+        (("--threads", "0"), "--threads 0: choose 1 to 1024"),
         (("--sampler", "\x1b[31m\n\x9b"), "unknown sampler"),
         (("--stpes\x1b[2J", "1"), "unrecognized arguments: --stpes\\x1b[2J"),
         (("--out", "/proc/here", "--model", "no/such/model"), "cannot be written"),  # before the model is looked for
@@ -249,3 +256,55 @@ def test_a_picture_in_a_notebook_is_the_picture_in_the_file(draw, tmp_path):
     with Image.open(tmp_path / "x.png") as written:
         difference = np.asarray(shown, dtype=int) - np.asarray(written, dtype=int)
     assert abs(difference).max() <= 1 and shown._repr_png_()
+
+
+# Threads
+
+
+def processor_time(out, **variables) -> float:
+    """Seconds that drawing a picture takes of all cores together."""
+    environment = {name: value for name, value in os.environ.items() if name not in SPINNING} | variables
+    command = [sys.executable, SCRIPTS / "txt2img.py", "--prompt", "x", "--steps", "6", "--out", out]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+SPINNING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def test_a_busy_machine_costs_little_more_processor_time(tmp_path):
+    """While another process burns one core. Threads that waited for each other took 6 to 20 times as much."""
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert processor_time(tmp_path / "a.png") < 2 * processor_time(tmp_path / "b.png", OMP_NUM_THREADS="1")
+    finally:
+        burner.kill()
+        burner.wait()
+
+
+@pytest.mark.parametrize(
+    "asked, parameters, pixels, variables, expected",
+    [
+        (None, 8_000_000, 8 * 64 * 64, {}, 1),
+        (None, 8_000_000, 512 * 512, {}, 3),
+        (None, 860_000_000, 64 * 64, {}, 3),
+        (None, 8_000_000, 64 * 64, {"OMP_NUM_THREADS": "3"}, 3),
+        (2, 8_000_000, 64 * 64, {"OMP_NUM_THREADS": "3"}, 2),
+    ],
+)
+def test_small_networks_get_one_thread(monkeypatch, asked, parameters, pixels, variables, expected):
+    for name in SPINNING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    model = SimpleNamespace(unet=torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        runpy.run_path(str(SCRIPTS / "threads.py"))["set_threads"](asked, model, pixels)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

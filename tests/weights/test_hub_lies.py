@@ -119,7 +119,7 @@ def test_names_that_are_one_on_some_systems(hub):
     [
         *((FILE, {"lfs": {"sha256": value}}) for value in ("../../x", "A" * 64, "a" * 63, "a" * 64 + "\n", 5)),
         *((SMALL, {"blobId": value}) for value in ("../../x", "/x", "a" * 39, "", 5, None)),
-        *((SMALL, {"size": value}) for value in (-1, 1.5, True, "8", None, [])),
+        *((SMALL, {"size": value}) for value in (-1, 1.5, True, "8", None, [], 10**30, 10**4000)),
         (FILE, {"lfs": [1]}),
         (SMALL, {"rfilename": None, "size": "x"}),
     ],
@@ -159,6 +159,19 @@ def test_another_commit_than_the_one_that_was_asked_for(hub):
     first, second = hub.push(REPO, FILES), hub.push(REPO, FILES | {SMALL: b"{}"})
     hub.repos[REPO].commits[first], hub.repos[REPO].branches[first] = FILES, second
     assert "does not answer as the hub does" in refused(revision=first)
+
+
+def test_a_listing_that_lied_does_not_poison_the_next_run(hub):
+    """Of a commit, too, which is asked for by its name and was listed before."""
+    commit = hub.push(REPO, FILES)
+    hub.entries[FILE] = {"size": 5}
+    assert "where 5 are listed" in refused(revision=commit)
+    hub.entries[FILE] = {"rfilename": "../x"}
+    assert "no name of a file" in refused(revision=commit)
+    hub.entries.clear()
+    assert read(fetch(REPO, every, revision=commit)) == FILES
+    hub.taken()
+    assert read(fetch(REPO, every, revision=commit)) == FILES and hub.taken() == []
 
 
 # more and less than was listed
@@ -364,7 +377,21 @@ def test_trickles_are_given_up(place, where, hub, monkeypatch):
     assert "timed out: fewer than 1000 bytes per second" in line
 
 
-# what killed processes left
+# what killed processes left, and what others put there
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+def test_a_part_that_is_no_file_is_not_written_to(kind, hub, tmp_path):
+    """In a cache that several people share, one may have put it there."""
+    hub.push(REPO, FILES)
+    blobs = Path(resume.constants.HF_HUB_CACHE) / "models--owner--name/blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{sha256(BIG)}.incomplete"
+    if kind == "pipe":
+        os.mkfifo(part)
+    else:
+        part.symlink_to(tmp_path / "a" / {"link": "mine"}.get(kind, "nothing"))
+    assert read(fetch(REPO, every)) == FILES
 
 
 def test_parts_of_other_commits_are_swept(hub):

@@ -182,6 +182,78 @@ def test_variants_load_to_equal_models(model, change, files, changed):
         assert all(torch.equal(tensor, found[name]) for name, tensor in ours.state_dict().items())
 
 
+POSITIONS = "embeddings.position_ids"
+LEFTOVERS = {  # model -> tensors that other programs leave in its file, and what they are told to be
+    "sd15": {
+        "cond_stage_model.logit_scale": "the temperature of CLIP's training",  # ComfyUI
+        "cond_stage_model.text_projection": "the projection of a pooled output",
+        "cond_stage_model.transformer.text_projection.weight": "the projection of a pooled output",
+        "cond_stage_model.transformer.logit_scale": "the temperature of CLIP's training",
+        "cond_stage_model.transformer.vision_model.post_layernorm.weight": "the vision tower of CLIP",
+        "cond_stage_model.transformer.visual_projection.weight": "the vision tower of CLIP",
+        f"cond_stage_model.transformer.{POSITIONS}": "the numbers 0 to 76",
+        "first_stage_model.loss.logvar": "a remnant of training",
+        "first_stage_model.loss.discriminator.main.0.weight": "a remnant of training",
+        "first_stage_model.model_ema.decay": "a remnant of training",
+        "model_sampling.sigmas": "the noise schedule",
+        "model_sampling.log_sigmas": "the noise schedule",
+        "log_one_minus_alphas_cumprod": "the noise schedule",
+        "embedding_manager.initial_embeddings.*": "a remnant of training",
+    },
+    "sd2_v": {
+        "cond_stage_model.model.visual.proj": "the vision tower of CLIP",
+        "cond_stage_model.model.attn_mask": "the causal mask",
+        f"cond_stage_model.model.transformer.text_model.{POSITIONS}": "the numbers 0 to 76",
+        "cond_stage_model.logit_scale": "the temperature of CLIP's training",
+    },
+    "sdxl": {
+        "conditioner.embedders.0.logit_scale": "the temperature of CLIP's training",
+        "conditioner.embedders.0.text_projection": "the projection of a pooled output",
+        "conditioner.embedders.0.text_projection.weight": "the projection of a pooled output",
+        "conditioner.embedders.0.transformer.text_projection.weight": "the projection of a pooled output",
+        "conditioner.embedders.0.transformer.logit_scale": "the temperature of CLIP's training",
+        "conditioner.embedders.1.logit_scale": "the temperature of CLIP's training",
+        "conditioner.embedders.1.model.visual.proj": "the vision tower of CLIP",
+        "conditioner.embedders.1.model.logit_bias": "the temperature of CLIP's training",
+        f"conditioner.embedders.1.{POSITIONS}": "the numbers 0 to 76",
+        "denoiser.sigmas": "the noise schedule",
+        "denoiser.log_sigmas": "the noise schedule",
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say what its UNet predicts")
+@pytest.mark.parametrize("kind", [torch.float16, torch.int64])
+@pytest.mark.parametrize("model", LEFTOVERS)
+def test_leftovers_of_other_programs_are_named(model, kind, files, changed):
+    """They change nothing, whatever their type, and `inspect` says what each of them is."""
+    leftovers = {key: torch.ones(2, 2).to(kind) for key in LEFTOVERS[model]}
+    found = weights.describe(changed(model, lambda tensors: tensors | leftovers))
+    plain = weights.describe(files(model).path)
+    assert found.facts == plain.facts
+    told = dict(found.left_out())
+    for key, what in LEFTOVERS[model].items():
+        assert told.pop(key).startswith(what), key
+    assert told == dict(plain.left_out())
+
+
+def test_a_leftover_of_a_vae_alone(files, tmp_path):
+    """The published fine-tunes of 2022 keep what they were trained with."""
+    vae = {key: tensor for key, tensor in files("sd15").tensors.items() if key.startswith("first_stage_model.")}
+    bare = {key.removeprefix("first_stage_model."): tensor for key, tensor in vae.items()}
+    training = {
+        "loss.logvar": torch.ones(()),
+        "model_ema.decay": torch.ones(()),
+        "model_ema.encoderconv_inweight": torch.ones(2),
+    }
+    save_file(bare | training, tmp_path / "vae.safetensors")
+    part = weights.describe_part(tmp_path / "vae.safetensors")
+    assert {key for key, _ in part.left_out()} == training.keys()
+    with pytest.raises(CheckpointError, match="1 unexpected tensors, 'losses.x'"):
+        save_file(bare | {"losses.x": torch.ones(2)}, tmp_path / "vae.safetensors")
+        weights.load_part(tmp_path / "vae.safetensors")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -221,7 +293,14 @@ def test_incomplete_and_surprising_files(change, message, changed):
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(32, 64)}, "is an IP-Adapter"),
         ({"emb_params": torch.zeros(1, 768)}, "is a textual inversion"),
         ({"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "is a textual inversion"),
+        ({"text_encoders_0": torch.zeros(1, 768)}, "is a textual inversion"),
         ({"x": torch.zeros(1)}, "holds no network known here but 'x'"),
+        ({}, "holds no network known here but no tensor at all"),
+        ({"clip_l.text_model.final_layer_norm.lora_up.weight": torch.zeros(4, 2)}, "is an adapter such as LoRA"),
+        ({"oft_unet_mid_block_resnets_0_conv1.oft_blocks": torch.zeros(2, 4, 4)}, "is an adapter such as LoRA"),
+        ({"lycoris_mid_block_resnets_0_conv1.diff": torch.zeros(4, 4)}, "is an adapter such as LoRA"),
+        ({"diffusion_model.input_blocks.1.1.norm.diff_b": torch.zeros(4)}, "is an adapter such as LoRA"),
+        ({"mid_block.motion_modules.0.proj_in.weight": torch.zeros(4, 4)}, "is a motion module of AnimateDiff"),
     ],
 )
 def test_files_that_are_no_models_are_named(tensors, message, tmp_path):

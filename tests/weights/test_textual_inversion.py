@@ -270,6 +270,7 @@ ONE_WORD = {  # family, tensors by file -> the word without and with a token, an
     "one tower": ("sd15", {"zxqj.safetensors": {"clip_l": L}}, "zxqj", (L,)),
     "refiner": ("sdxl_refiner", {"zxqj.safetensors": {"clip_g": G}}, "zxqj", (G,)),
     "web UI": ("sd15", {"zxqj.safetensors": {"string_to_param.*": L}}, "zxqj", (L,)),
+    "web UI's star": ("sd15", {"zxqj.safetensors": {"*": L}}, "zxqj", (L,)),
     "pair": (
         "sdxl",
         {"learned_embeds.safetensors": {"<x>": L}, "learned_embeds_2.safetensors": {"<x>": G}},

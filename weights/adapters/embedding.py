@@ -33,7 +33,7 @@ from .read import FILES, adapter_file, read_all
 
 MOST_VECTORS = 1000  # no prompt has room for more than 75
 WIDEST_TOWER = 2**16
-UNNAMED = ("emb_params", "string_to_param.*")
+UNNAMED = ("emb_params", "string_to_param.*", "clip_h", "*")
 TOWERS = ("clip_l", "clip_g")  # of SDXL, in published order
 ROWS = ("text_encoders_0", "text_encoders_1")
 OUTPUTS = ("clip_l_out", "clip_g_out", "emb_params_out")  # which OneTrainer alone adds to what a tower gives

@@ -7,7 +7,6 @@ Endings of the keys and shapes: kohya-ss/sd-scripts (networks/lora.py), KohakuBl
 import re
 from collections.abc import Mapping
 from math import sqrt
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +14,9 @@ from torch import Tensor
 from ldm.adapters.deltas import Added, Delta, DoRA, Full, LoHa, LoKr, LoRA, Multiplied, PeftDoRA, Product, Replacement
 from ldm.adapters.products import IA3
 
-from ..disk.settings import WIDTH, Settings, is_number
-from ..errors import CheckpointError, shown
+from ..disk.settings import WIDTH, Settings
 from .algorithms import ENDINGS, check_oft_of_peft, glora_rank, matrix, one, read_algorithm
-from .patterns import LONGEST, fits_end, parse
+from .peft_tables import by_pattern
 
 FIELDS = {  # how keys end -> what the tensor is
     **{f"{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
@@ -64,6 +62,7 @@ REFUSED = {  # how keys end -> the kind of adapter, which is not implemented
 }
 IMPLEMENTED = "LoRA, LoHa, LoKr, DoRA, GLoRA, (IA)^3, OFT, BOFT and full differences"
 FIRST = re.compile(r"(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight$")  # of the first diffusers files
+WRAPPERS = re.compile(r"\bbase_model\.model\.|\b_orig_mod\.|^module\.")  # of peft, of torch.compile, of many GPUs
 RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # (r i); the last is missing where LoKr is not factored
 CONFIG = {  # peft's settings -> the values that we implement, or that concern its training only
     "peft_type": ("LORA", "LOHA", "LOKR", "IA3", "OFT"),
@@ -73,15 +72,12 @@ CONFIG = {  # peft's settings -> the values that we implement, or that concern i
     "use_qalora": (False,),
     "use_bdlora": (None,),
 }
-MOST_NAMES = 5000  # in a table of peft; SDXL has fewer modules
-MOST_LOOKUPS = 10_000_000  # of a tensor among the patterns; they take seconds
-NAME = re.compile(r"\^?[\w.]+\$?")  # in patterns of peft; others are regular expressions
 
 
 def split_key(key: str) -> tuple[str, str]:
     """Key -> module, as the file spells it, and field; the field is "" for an ending that no adapter has. ValueError
     with the kind of adapter if it is one of REFUSED."""
-    key = FIRST.sub(r".to_\1.lora.\2.weight", key.replace("base_model.model.", "", 1))
+    key = FIRST.sub(r".to_\1.lora.\2.weight", WRAPPERS.sub("", key))
     for n in (3, 2, 1):
         module, *rest = key.rsplit(".", n)
         ending = ".".join(rest)
@@ -131,43 +127,6 @@ def scale_from_config(config: Settings, path: str, rank: int | None) -> float:
     if r <= 0 or rank not in (None, r):
         config.refuse("r", f"a rank of {r} is configured for {path}, and {rank} is in the file")
     return alpha / (sqrt(r) if config.flag("use_rslora") else r)
-
-
-def check_work(path: Path, tensors: int, configs: Mapping[str, Settings]) -> None:
-    """Each module is looked up among the patterns of its network."""
-    for config in configs.values():
-        for key in ("rank_pattern", "alpha_pattern"):
-            table = config.values.get(key)
-            if isinstance(table, dict) and len(table) * tensors > MOST_LOOKUPS:
-                what = f"{key} has {len(table)} patterns for {tensors} tensors"
-                raise CheckpointError(f"{path}: {what}: fewer are expected, one for each module at most")
-
-
-def by_pattern(config: Settings, key: str, path: str, default: float) -> float:
-    """The value of the first name or regular expression that describes the path, or the end of it after a dot."""
-    table = config.values.get(key) or {}
-    if not isinstance(table, dict) or len(table) > MOST_NAMES or not all(map(is_number, table.values())):
-        config.refuse(key, f"an object from names to numbers is expected, with at most {MOST_NAMES} of them")
-    length = len(path)  # with the regular expressions tried on it
-    for pattern, value in table.items():
-        if NAME.fullmatch(pattern):
-            name = pattern.removeprefix("^").removesuffix("$")
-            found = path == name or path.endswith("." + name) and not pattern.startswith("^")
-        else:
-            length += len(pattern)
-            found = fits_pattern(config, key, pattern, path, length)
-        if found:
-            return value
-    return default
-
-
-def fits_pattern(config: Settings, key: str, pattern: str, path: str, length: int) -> bool:
-    if length > LONGEST:
-        config.refuse(key, f"regular expressions and names of more than {LONGEST} characters are not followed")
-    try:
-        return fits_end(parse(pattern), path)
-    except ValueError as error:
-        config.refuse(key, f"the regular expression {shown(pattern)} cannot be followed, {error}")
 
 
 def build(fields: Mapping[str, Tensor], scale: float, config: Settings | None = None) -> dict[str, Delta]:

@@ -10,7 +10,7 @@ kohya's underscores cannot be turned back into dots, so names are looked up in a
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -33,6 +33,7 @@ HEADS = {  # how other programs begin the names of a network's modules -> how di
     "oft_unet_": "lora_unet_",  # kohya's OFT
 }
 UNREAD = ("text_encoder.text_projection", "lora_te1_text_projection")  # of a first tower; ComfyUI's has one without use
+OF_KOHYA = ("lora_", "lycoris_", "oft_unet_")  # how names begin that have underscores in place of dots
 OTHERS = {  # how modules are called in adapters for networks of other kinds -> whose they are
     r"(lora_|lycoris_)?prior[_.]": "Stable Cascade",
     r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._]\d": "a transformer such as Flux",
@@ -93,10 +94,28 @@ def usual_name(module: str) -> str:
     """A module's name with diffusers' head in place of another program's; kohya's without the dots that some keep."""
     for theirs, ours in HEADS.items():
         if module.startswith(theirs):
-            return ours + module.removeprefix(theirs)
-    if module.startswith(("lora_", "lycoris_")):
-        return module.replace(".", "_")
-    return module
+            return ours + without_dots(module).removeprefix(theirs)
+    return without_dots(module)
+
+
+def usual_names(modules: Iterable[str], table: Mapping[str, list[str]]) -> dict[str, str]:
+    """Module -> its usual name. diffusers' converter to kohya's layout calls the only tower the first of two: it is
+    taken for that where the rest of the file is for this UNet. table: see names_of."""
+    names = {module: usual_name(module) for module in modules}
+    of_two = any(name.startswith("lora_te2_") for name in names.values())
+    of_this_unet = any(name.startswith("lora_unet_") and name in table for name in names.values())
+    if of_this_unet and not of_two:
+        for module, name in names.items():
+            only = name.replace("lora_te1_", "lora_te_", 1)
+            if only in table:
+                names[module] = only
+    return names
+
+
+def without_dots(module: str) -> str:
+    """kohya's names: OneTrainer keeps all dots, diffusers' converter one before the magnitudes of DoRA. Those of a
+    compiled network say so."""
+    return module.replace(".", "_").replace("__orig_mod_", "_", 1) if module.startswith(OF_KOHYA) else module
 
 
 def split_adapter(key: str) -> tuple[str, str]:

@@ -21,23 +21,25 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from torch import Tensor
 
-from ldm.adapters.deltas import Delta, DoRA, fits
+from ldm.adapters.deltas import Delta, DoRA
 from ldm.adapters.lora import Adapter, parameters
 from ldm.adapters.products import IA3
 from ldm.model import Model
 
 from ..checkpoint import read_values
 from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_stored
-from ..disk.settings import WIDEST, Settings, names_in, parse_json
+from ..disk.settings import WIDEST, Settings, names_in, parse_json, read_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
-from ..misfits import text_width
-from .kinds import build, check_work, config_of, scale_of, split_key
-from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_name, whose, words_in
+from ..sources import as_written
+from .kinds import build, config_of, scale_of, split_key
+from .misfits import check_family, check_matched, check_place, without_config
+from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_names, without_dots, words_in
+from .peft_tables import PeftSettings
 
 T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
-WHOLE = ("I64", "I32", "I16", "I8", "U8")  # an alpha may be of these types
+WHOLE = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # an alpha may be of these types
 READS_TEXT = re.compile(r"attn2[._]to_k$")
 Group = dict[str, tuple[str, T]]  # what a file holds for one module: field -> key and tensor
 
@@ -56,22 +58,21 @@ def load_adapter(source: str | Path, model: Model, part: str | None = None, part
     tensors, metadata = read_all(path)
     groups, unmatched = group_tensors(path, tensors)
     configs = read_configs(path, tensors, metadata)
-    check_work(path, len(tensors), configs)
     table = names_of(model, part)
+    usual = usual_names(groups, table)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model).items()}
     deltas: dict[str, Delta] = {}
     unread: list[str] = []
     for module, group in groups.items():
         keys = [key for key, _ in group.values()]
-        usual = usual_name(module)
-        homes = table.get(usual, [])
+        homes = table.get(usual[module], [])
         changes = read_changes(path, module, group, configs, bool(homes))
         if READS_TEXT.search(module) and "weight" in changes:
             check_family(path, changes["weight"].shape, model)
         if len(homes) > 1:
             raise CheckpointError(f"{path}: {shown(keys[0])} could be of {' or '.join(homes)}: choose one as part")
         if not homes:
-            left = unread if usual in UNREAD else unmatched
+            left = unread if usual[module] in UNREAD else unmatched
             left += keys
             continue
         for kind, delta in changes.items():
@@ -143,7 +144,6 @@ def describe_adapter(source: str | Path) -> AdapterFile:
     if not groups:
         raise NotAnAdapter(f"{path} holds no adapter: it has {listed(unknown) or 'nothing'}")
     configs = read_configs(path, tensors, metadata)
-    check_work(path, len(tensors), configs)
     changes = []
     problems = []
     for module, group in groups.items():
@@ -162,6 +162,7 @@ def describe_adapter(source: str | Path) -> AdapterFile:
 
 def adapter_file(source: Path, usual: Collection[str] = FILES, without: Collection[str] = ()) -> Path:
     """The file itself, or the one in a folder: of the usual name, or the only one that is not in `without`."""
+    source = as_written(source)
     if not source.is_dir():
         return source
     names = names_in(source)
@@ -206,6 +207,7 @@ def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group
             module, field = split_key(plain)
         except ValueError as error:
             raise CheckpointError(f"{path}: {shown(key)}: {error}") from None
+        module = without_dots(module)
         if field in groups[module]:
             refuse_twice(path, key, groups[module][field][0], adapters)
         if field:
@@ -213,9 +215,9 @@ def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group
         else:
             unknown.append(key)
     check_alone(path, adapters)
-    for module, group in groups.items():  # only beside (IA)^3's "on_input" is a "weight" an adapter's
-        key = f"{module}.weight"
-        if "on_input" in group and key in tensors:
+    for key in unknown:  # only beside (IA)^3's "on_input" is a "weight" an adapter's
+        group = groups.get(without_dots(key.removesuffix(".weight")), {})
+        if "on_input" in group and key.endswith(".weight"):
             group["weight"] = key, tensors[key]
     used = {key for group in groups.values() for key, _ in group.values()}
     return {module: group for module, group in groups.items() if group}, [key for key in unknown if key not in used]
@@ -239,58 +241,17 @@ def read_configs(path: Path, tensors: Mapping, metadata: Mapping[str, str]) -> d
     of_peft = any("base_model.model." in key or split_adapter(key)[1] for key in tensors)
     saved_alone = any(key.startswith("base_model.model.") for key in tensors)
     has_alpha = any(key.endswith(".alpha") for key in tensors)
-    if saved_alone and not has_alpha:  # without a configuration the strength would be a guess
-        return {"": Settings.read(beside)}
+    if saved_alone and not has_alpha and not beside.exists():
+        without_config(path)
     if of_peft and beside.exists():
-        return {"": Settings.read(beside)}
+        return {"": read_beside(beside)}
     configs: dict[str, dict] = defaultdict(dict)
     where = f"{path}: lora_adapter_metadata"
     for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), where).items():
         part, _, name = key.rpartition(".")
         configs[part][name] = value
-    return {part: Settings(where, values) for part, values in configs.items()}
+    return {part: PeftSettings(where, values) for part, values in configs.items()}
 
 
-def check_family(path: Path, shape: tuple[int, ...], model: Model) -> None:
-    """A change of another family's UNet deserves a better word than its shapes."""
-    expected = model.unet.config.context_dim
-    if len(shape) == 2 and shape[1] != expected:
-        raise CheckpointError(
-            f"{path} is an adapter for another family: it reads text of width {text_width(shape[1])}, and the model's "
-            f"is {text_width(expected)}"
-        )
-
-
-def check_place(path: Path, key: str, name: str, delta: Delta, shapes: dict, deltas: dict) -> None:
-    if name in deltas:
-        raise CheckpointError(f"{path}: {shown(key)} changes {name}, which another key of the file changes too")
-    if name not in shapes:
-        raise CheckpointError(f"{path}: {shown(key)} changes {name}, which the model does not have")
-    if not fits(delta, shapes[name]):
-        found = str(delta.shape)
-        if isinstance(delta, DoRA):
-            found += f" with magnitudes {tuple(delta.magnitude.shape)}"
-        raise CheckpointError(
-            f"{path}: {shown(key)} makes a change of the shape {found}, and {name} of the model is {shapes[name]}"
-        )
-
-
-def check_matched(path: Path, deltas: dict, unmatched: list[str], partial: bool) -> None:
-    other = whose(unmatched)
-    if not deltas:
-        raise CheckpointError(
-            f"{path} holds nothing for this model: none of its {len(unmatched)} tensors has a place "
-            f"there, {listed(unmatched)}" + (f"; it is an adapter for {other}" if other else "")
-        )
-    if other:  # what fits, such as a text tower's part, was trained for another model
-        raise CheckpointError(
-            f"{path} is an adapter for {other}: {len(unmatched)} tensors have no place in the model, "
-            f"{listed(unmatched)}"
-        )
-    if unmatched and not partial:
-        error = CheckpointError(
-            f"{path}: {len(unmatched)} tensors have no place in the model, {listed(unmatched)}: "
-            "partial=True (txt2img: --partial-lora) leaves them out"
-        )
-        error.add_note("\n".join(unmatched))
-        raise error
+def read_beside(path: Path) -> PeftSettings:
+    return PeftSettings(str(path), read_json(path))

@@ -8,19 +8,9 @@ from typing import Any, NoReturn
 import torch
 
 from ..errors import CheckpointError, shown
+from .kinds import describe_bytes
 from .settings import JSON_BYTES, without_texts
 
-PICKLE = "holds pickled Python objects, which are never read here: convert it to safetensors"
-OTHERS = (  # the first bytes, in lower case, of what people save as .safetensors by mistake
-    (b"version https://git-lfs", "is a git-LFS pointer and not the file itself: run git lfs pull"),
-    ((b"<!doctype", b"<html"), "is a web page: the download went wrong, perhaps for want of a licence or a token"),
-    (b"<?xml", "is an XML page: the download went wrong"),
-    (b"pk\x03\x04", "is a zip archive as torch.save writes it and " + PICKLE),
-    *((bytes([0x80, protocol]), PICKLE) for protocol in range(2, 6)),
-    (b"\x1f\x8b", "is compressed by gzip: unpack it"),
-    (b"gguf", "is a GGUF file: this program reads safetensors"),
-    (b"{", "is JSON text: the download went wrong"),
-)
 MINUS_ZERO = re.compile(rb"-0(?![0-9.eE])")
 
 
@@ -31,14 +21,13 @@ def refuse_fields(path: Path, key: str, value: Any, length: int) -> NoReturn:
     raise CheckpointError(f"{path}: {shown(key)} must have {wanted} in the header, and has {shown(value)}")
 
 
-def header_fault(start: bytes, size: int, length: int) -> str:
+def header_fault(path: Path, start: bytes, size: int, length: int) -> str:
     if size == 0:
         return " is empty: download it again"
-    if start[8:9] != b"{":
-        text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        for first, problem in OTHERS:
-            if text.startswith(first):
-                return f" {problem}"
+    if start[8:9] != b"{" or length > JSON_BYTES:
+        kind = describe_bytes(path)
+        if kind:
+            return f" {kind}"
     if size < 8:
         return f" has {size} bytes, too few to be a safetensors file: download it again"
     announced = f": a header of {length} bytes is announced"
@@ -74,7 +63,12 @@ def check_zeros(path: Path, raw: bytes) -> None:
         raise CheckpointError(f"{path}: its header has a number -0 where the library reads a floating point `-0.0`")
 
 
+def refuse_stored(path: Path, key: str) -> NoReturn:
+    raise CheckpointError(f"{path}: {key} holds NaN or infinity: the file is damaged")
+
+
 def refuse_values(path: Path, key: str, dtype: torch.dtype) -> NoReturn:
+    """Of a tensor that was converted to the dtype."""
     raise CheckpointError(
         f"{path}: {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}: "
         "the file is damaged, or the dtype too small for its values"

@@ -43,9 +43,11 @@ OF_BITS = {
     64: ("U64", "I64", "F64", "C64"),
 }
 BITS = {dtype: bits for bits, dtypes in OF_BITS.items() for dtype in dtypes}
-TORCH = FLOATS | {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+TORCH = FLOATS | WHOLE | {"BOOL": torch.bool}
 PIECE = 2**18  # numbers read at a time: they stay in the processor's cache until they were looked at
 AXES = 64  # of a tensor; PyTorch computes with no more
+MOST_TENSORS = 20_000  # in all shards of an index; a single header holds hardly more
 KEY_LENGTH = 500  # characters of a name; the longest published ones have 150
 
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
@@ -119,7 +121,7 @@ def header_length(path: Path, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 2 <= length <= min(size - 8, JSON_BYTES):
         return length
-    raise CheckpointError(f"{path}{faults.header_fault(start, size, length)}")
+    raise CheckpointError(f"{path}{faults.header_fault(path, start, size, length)}")
 
 
 def check_entry(path: Path, key: str, value: Any, state: FileState) -> Entry:
@@ -199,7 +201,7 @@ def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
         for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
-                faults.refuse_values(path, key, dtype)
+                faults.refuse_stored(path, key)
             if prod(entry.shape) > 1:
                 begin = entry.file.start + entry.begin
                 end = entry.file.start + entry.end
@@ -288,6 +290,8 @@ def read_shards(path: Path) -> Stored:
             if key in stored:
                 raise CheckpointError(f"{path}: {shown(key)} is in two shards, {stored[key].file.name} and {name}")
             stored[key] = Held(path.with_name(name), key, entry)
+        if len(stored) > MOST_TENSORS:
+            raise CheckpointError(f"{path}: its shards hold more than {MOST_TENSORS} tensors, and no model has so many")
     for key, name in listing.items():
         if key not in stored or stored[key].file.name != name:
             raise CheckpointError(f"{path}: {shown(key)} is not in {name}, where the index says it is")

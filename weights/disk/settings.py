@@ -20,9 +20,12 @@ HALF = re.compile("[\ud800-\udfff]")  # of a character beyond 16 bits; JSON can 
 JSON_BYTES = 20_000_000  # at most; those of published files, lists of the training's captions included, have 10 MB
 USUAL_BYTES = 2**20  # up to these, no text makes trouble
 VALUES = 250_000  # in one JSON text, at most: 20,000 tensors in a header, of which no published file has 5,000
-DIGITS = re.compile(rb"[0-9]{500}")  # of one number: to read many such numbers takes long
-TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+DIGITS = 500  # of one number: to read it takes a time that grows with the square of its digits
+ALL_DIGITS = 400_000  # of all numbers that have forty or more
+LONG = re.compile(rb"(?<![0-9])[0-9]{40,}+")
+TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # the last may have no end
 WIDEST = 2**20  # of a width; no network comes near it
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe put in a file's place would keep us waiting; Windows has none
 DEEPEST = 256  # of a number of layers or levels: nobody should wait for a file to build a million of them
 
 
@@ -32,7 +35,7 @@ def open_file(path: Path) -> Generator[BufferedReader]:
     try:
         if not S_ISREG(path.stat().st_mode):
             refuse_file(path)
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT)) as file:
             yield file
     except OSError as error:
         raise unreadable(path, error) from None
@@ -88,10 +91,19 @@ def check_size(raw: bytes, where: str) -> None:
     count = count_values(raw)
     if count > VALUES:
         count = count_values(without_texts(raw))
-    if DIGITS.search(raw) and DIGITS.search(without_texts(raw)):
-        raise CheckpointError(f"{where} is not valid JSON here: it has a number of more than 500 digits")
+    if LONG.search(raw):
+        check_digits(without_texts(raw), where)
     if count > VALUES:
         raise CheckpointError(f"{where} is not valid JSON here: it has {count} values, and at most {VALUES} are read")
+
+
+def check_digits(raw: bytes, where: str) -> None:
+    """raw: without its texts."""
+    counts = [len(digits) for digits in LONG.findall(raw)]
+    if max(counts, default=0) > DIGITS:
+        raise CheckpointError(f"{where} is not valid JSON here: it has a number of more than {DIGITS} digits")
+    if sum(counts) > ALL_DIGITS:
+        raise CheckpointError(f"{where} is not valid JSON here: its long numbers have more than {ALL_DIGITS} digits")
 
 
 def without_texts(raw: bytes) -> bytes:

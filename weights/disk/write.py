@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.scratch import place, scratch_folder, sweep
+from ldm.scratch import at_home, place, scratch_folder, sweep
 
 from ..errors import CheckpointError, shown
 from .safetensors import is_finite
@@ -20,6 +20,7 @@ from .safetensors import is_finite
 def atomic_path(path: Path) -> Generator[Path]:
     """A name to write a file or folder under: it is renamed to `path` at the end, and vanishes after an error.
     CheckpointError if `path` is taken or cannot be written."""
+    path = at_home(path)
     try:
         if path.exists() or path.is_symlink():
             sweep(path.parent)  # a program may have been killed just after it was done

@@ -87,8 +87,9 @@ def fetch(
         raise CheckpointError(f"{repo}: {shown(revision)} is no name of a revision")
     home = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     offline = offline or constants.HF_HUB_OFFLINE
+    is_there = partial(is_whole, home=home, wanted=wanted, repo=repo, commit=revision)
     with explained_errors(repo, revision, home):
-        commit, listing = in_cache(repo, revision, home) if offline else on_hub(repo, revision, home)
+        commit, listing = in_cache(repo, revision, home) if offline else on_hub(repo, revision, home, is_there)
         folder = home / "snapshots" / commit
         names = choose(wanted, listing, repo, commit)
         missing = {name: listing[name] for name in names if not is_complete(folder / name, listing[name])}
@@ -114,6 +115,15 @@ def choose(wanted: Callable[[list[str]], list[str]], listing: Listing, repo: str
         return names
     except CheckpointError as error:
         raise CheckpointError(f"{repo} at {commit[:12]}: {error}") from None
+
+
+def is_whole(listing: Listing, home: Path, wanted: Callable[[list[str]], list[str]], repo: str, commit: str) -> bool:
+    """Whether all files that are wanted of a commit lie in the cache."""
+    try:
+        names = choose(wanted, listing, repo, commit)
+    except CheckpointError:
+        return False
+    return all(is_complete(home / "snapshots" / commit / name, listing[name]) for name in names)
 
 
 def in_cache(repo: str, revision: str, home: Path) -> tuple[str, Listing]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -21,6 +21,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 GIT_ID = COMMIT
 SHA256 = re.compile("[0-9a-f]{64}")
 LISTING_BYTES = 10_000_000
+LARGEST = 2**63  # bytes of a file
 NAME_BYTES = 255  # of a file or folder; file systems hold no more
 PATH_BYTES = 1000
 
@@ -42,10 +43,11 @@ class File(NamedTuple):
 Listing = dict[str, File]  # by name
 
 
-def on_hub(repo: str, revision: str, home: Path) -> tuple[str, Listing]:
-    """The commit and what it holds. A commit that was listed before needs no request: it never changes."""
+def on_hub(repo: str, revision: str, home: Path, is_there: Callable[[Listing], bool]) -> tuple[str, Listing]:
+    """The commit and what it holds. A commit that was listed before, of which all that is wanted `is_there`, needs no
+    request: it never changes. Else it is asked for again, since whoever listed it may have lied."""
     known = read_listing(home, revision) if COMMIT.fullmatch(revision) else None
-    if known and all(map(is_sound, known.values())):
+    if known and all(map(is_sound, known.values())) and is_there(known):
         return revision, known
     url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
     with ask(url, constants.HF_HUB_ETAG_TIMEOUT) as answer:
@@ -77,7 +79,7 @@ def describe_file(file: dict) -> File:
 
 
 def is_sound(file: File) -> bool:
-    if type(file.size) is not int or file.size < 0:
+    if type(file.size) is not int or not 0 <= file.size <= LARGEST:
         return False
     if file.sha256 is not None:
         return isinstance(file.sha256, str) and bool(SHA256.fullmatch(file.sha256))

@@ -48,7 +48,12 @@ def fetch_blob(repo: str, name: str, commit: str, file: File, blob: Path) -> Non
 
 def fetch_part(url: str, name: str, file: File, part: Path, wanted: str) -> None:
     """All of the file, after what lies there already. wanted: its hash."""
-    with part.open("ab") as out, tqdm(total=file.size, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+    if part.is_symlink() or part.exists() and not part.is_file():
+        remove_strange(part)
+    with (
+        open(part, "ab", opener=open_no_link) as out,
+        tqdm(total=file.size, desc=name, unit="B", unit_scale=True, disable=None) as bar,
+    ):
         if out.tell() > file.size:
             out.truncate(0)
         began = os.fstat(out.fileno()).st_size
@@ -56,6 +61,17 @@ def fetch_part(url: str, name: str, file: File, part: Path, wanted: str) -> None
         if began and hash_of(part, file) != wanted:  # what lay there may be wrong, and not what came now
             out.truncate(0)
             fetch_rest(url, file.size, out, bar)
+
+
+def remove_strange(part: Path) -> None:
+    """A link would have another file written, and nobody reads a pipe."""
+    if part.is_dir() and not part.is_symlink():
+        raise CheckpointError(f"{part} is a folder where a file is expected: remove it")
+    part.unlink()
+
+
+def open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def lock_of(blob: Path) -> Path:

@@ -8,7 +8,6 @@ facts, in this package.
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import nn
@@ -17,16 +16,20 @@ from ldm.config import FAMILIES, CLIPConfig, Family, ModelConfig, TinyVAEConfig,
 from ldm.model import Model
 from ldm.tokenizer import published_files
 
-from ..checkpoint import Checkpoint, NetworkConfig, Part, check_fit
+from ..asked import NOTHING, Asked
+from ..checkpoint import Checkpoint, NetworkConfig, Part, check_fit, tokenizer_of
 from ..disk.safetensors import choose_file, read_stored
 from ..disk.settings import WIDTH, Settings, is_integer, is_number, names_in
+from ..disk.variants import without_variant
 from ..disk.write import write_json, write_shards, write_text
 from ..errors import CheckpointError, shown
 from . import diffusers_configs as configs
+from .diffusers_pipelines import PIPELINES, write_index
 from .diffusers_scheduler import read_scheduler, write_low_res_scheduler, write_scheduler
 from .distilled import TITLES
+from .incomplete import INDEX, complete, refuse_component, refuse_folder, with_published
+from .training import with_zero_snr
 
-INDEX = "model_index.json"
 COMPONENTS = {  # that we read -> their classes
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
@@ -34,13 +37,6 @@ COMPONENTS = {  # that we read -> their classes
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-UPSCALE = "StableDiffusionUpscalePipeline"
-PIPELINES = {  # steps and guidance where a pipeline's own defaults are not those of its family
-    UPSCALE: (75, 9.0),
-    "StableDiffusionXLInpaintPipeline": (50, 7.5),
-    "StableUnCLIPPipeline": (20, 10.0),
-    "StableUnCLIPImg2ImgPipeline": (20, 10.0),
 }
 PADS = {"!": 0, "<|endoftext|>": 49407}
 OWN_DEFAULTS = {  # what "_defaults" in model_index.json may hold
@@ -55,40 +51,73 @@ def matches(path: Path) -> bool:
     return path.is_dir()
 
 
-def read(
-    folder: Path, variant: str | None = None, prediction: str | None = None, without: Collection[str] = ()
-) -> Checkpoint:
-    """All that the JSON files say, and what the weight files hold, except those of the parts `without`. CheckpointError
-    names the file and the setting that this program cannot use."""
+def read(folder: Path, asked: Asked = NOTHING, variant: str | None = None) -> Checkpoint:
+    """All that the JSON files say, and what the weight files hold. CheckpointError names what cannot be used."""
     if INDEX not in names_in(folder):
-        raise CheckpointError(f"{folder}: {INDEX} is missing: this is no model folder in diffusers' layout")
+        refuse_folder(folder)
     index = Settings.read(folder / INDEX)
-    unet_json = Settings.read(component(folder, index, "unet") / "config.json")
-    vae_json = Settings.read(component(folder, index, "vae") / "config.json")
+    index, known = complete(folder, index, asked.given) if asked.given else (index, {})
+    unet_json = settings_of(folder, index, "unet", known)
+    vae_json = settings_of(folder, index, "vae", known)
     unet = configs.read_unet(unet_json)
     vae = configs.read_vae(vae_json)
-    family = family_of(folder, index, unet)
-    texts = {tower: read_tower(folder, index, tower) for tower in family.towers}
+    family = family_of(folder, index, unet, known)
+    texts = {tower: read_tower(folder, index, tower, known) for tower in family.towers}
     scheduler = Settings.read(component(folder, index, "scheduler") / "scheduler_config.json")
     has_sizes = family.numbers > 0
     choices = read_scheduler(scheduler, str(class_of(index, "scheduler")), has_sizes)
-    if prediction:
-        choices["prediction"] = prediction
+    choices["prediction"] = asked.prediction or choices["prediction"]
     choices |= read_defaults(index, unet, configs.read_size(unet_json, vae), choices)
     is_careful = (has_sizes or unet.class_count > 0) and not isinstance(vae, TinyVAEConfig)
     facts = ModelConfig(
         family=family, unet=unet, vae=vae, texts=tuple(texts.values()),
-        latent=configs.read_latent(vae_json, vae),
-        pad_ids=tuple(read_pad_id(folder, index, tokenizer_of(tower)) for tower in family.towers),
-        careful_vae=is_careful and vae_json.flag("force_upcast", True),
+        latent=configs.read_latent(vae_json, vae), careful_vae=is_careful and vae_json.flag("force_upcast", True),
+        pad_ids=tuple(read_pad_id(folder, index, name) for name in map(tokenizer_of, texts) if name not in known),
         zero_empty_prompt=has_sizes and index.flag("force_zeros_for_empty_prompt", True),
         **choices,
     )  # fmt: skip
-    check_fit(facts, unet_json.file, unet_json.one("addition_time_embed_dim", None, WIDTH) if family.numbers else 0)
-    parts = {"unet": unet, "vae": vae, **texts}
-    parts = {name: read_part(folder / name, cfg, variant, folder) for name, cfg in parts.items() if name not in without}
+    if any(asked):
+        facts = amend(facts, asked, known, folder)
+    check_fit(facts, unet_json.file, read_number_width(unet_json) if has_sizes and "unet" not in known else 0)
+    own = {name: cfg for name, cfg in {"unet": unet, "vae": vae, **texts}.items() if name not in asked.given}
+    plain = plain_parts(folder, own, variant) if variant else {}
+    parts = {name: read_part(folder / name, own[name], None if name in plain else variant, folder) for name in own}
     evidence = TITLES.get(replace(unet, in_channels=4, guidance_dim=0), ())
-    return Checkpoint(facts, parts, folder, "diffusers", evidence=evidence, extras=other_components(index))
+    told = tuple(plain.values())
+    return Checkpoint(facts, parts, folder, "diffusers", "", evidence, told, {}, other_components(index))
+
+
+def read_number_width(unet_json: Settings) -> int:
+    """Of each embedded size."""
+    return unet_json.one("addition_time_embed_dim", None, WIDTH)
+
+
+def amend(facts: ModelConfig, asked: Asked, known: Collection[str], folder: Path) -> ModelConfig:
+    """As the user asks. known: components that are missing and were given."""
+    if asked.ema:
+        raise CheckpointError(
+            f"{folder} is a folder, and averaged copies are in single files: choose a variant instead"
+        )
+    if known:
+        facts = with_published(facts, known)
+    return with_zero_snr(facts, folder) if asked.zero_snr else facts
+
+
+def settings_of(folder: Path, index: Settings, name: str, known: Mapping[str, Settings]) -> Settings:
+    if name in known:
+        return known[name]
+    return Settings.read(component(folder, index, name) / "config.json")
+
+
+def plain_parts(folder: Path, parts: Mapping[str, NetworkConfig], variant: str) -> dict[str, str]:
+    """The parts that lack a variant which others have, and a warning that names the file to be taken instead."""
+    stems = {name: stem_of(cfg) for name, cfg in parts.items()}
+    plain = without_variant({name: (names_in(folder / name), stem) for name, stem in stems.items()}, variant)
+    warnings = {}
+    for name in plain:
+        file = choose_file(str(folder / name), names_in(folder / name), stems[name], None)
+        warnings[name] = f"its {name} has no variant {shown(variant)}: the plain {name}/{file} is taken"
+    return warnings
 
 
 def read_part(folder: Path, config: NetworkConfig, variant: str | None, root: Path) -> Part:
@@ -97,13 +126,9 @@ def read_part(folder: Path, config: NetworkConfig, variant: str | None, root: Pa
     return Part(config, read_stored(path), path, root, described_by=str(folder / "config.json"))
 
 
+# The name of a network's weight file, without its ending.
 def stem_of(config: object) -> str:
-    """The name of a network's weight file, without its ending."""
     return "model" if isinstance(config, CLIPConfig) else "diffusion_pytorch_model"
-
-
-def tokenizer_of(tower: str) -> str:
-    return tower.replace("text_encoder", "tokenizer")
 
 
 def class_of(index: Settings, name: str) -> str | None:
@@ -120,16 +145,10 @@ def component(folder: Path, index: Settings, name: str) -> Path:
     """The folder of a component that the model needs."""
     found = class_of(index, name)
     if found is None or not (folder / name).is_dir():
-        refuse_missing(folder, index, name)
+        refuse_component(folder, name, found, index)
     if name in COMPONENTS and found not in COMPONENTS[name]:
         index.refuse(name, f"only {' or '.join(COMPONENTS[name])} is implemented")
     return folder / name
-
-
-def refuse_missing(folder: Path, index: Settings, name: str) -> NoReturn:
-    what = shown(index.values.get("_class_name", "this pipeline"))
-    where = f"in {INDEX}" if class_of(index, name) is None else "as a folder"
-    raise CheckpointError(f"{folder}: the component {name} of {what} is missing {where}: it is needed")
 
 
 def other_components(index: Settings) -> dict[str, str]:
@@ -141,17 +160,17 @@ def other_components(index: Settings) -> dict[str, str]:
     return found
 
 
-def family_of(folder: Path, index: Settings, unet: UNetConfig) -> Family:
+def family_of(folder: Path, index: Settings, unet: UNetConfig, known: Mapping[str, Settings]) -> Family:
     """What the UNet adds to its time embedding decides, then the text tower: SD 1's alone has "quick_gelu"."""
     if unet.vector_dim:
         return FAMILIES["sdxl" if class_of(index, "text_encoder") else "sdxl_refiner"]
     if class_of(index, "text_encoder_2"):
         index.refuse("text_encoder_2", "the UNet of unet/config.json takes one text encoder, it is not SDXL's")
-    return FAMILIES["sd1" if read_tower(folder, index, "text_encoder").quick_gelu else "sd2"]
+    return FAMILIES["sd1" if read_tower(folder, index, "text_encoder", known).quick_gelu else "sd2"]
 
 
-def read_tower(folder: Path, index: Settings, name: str) -> CLIPConfig:
-    json = Settings.read(component(folder, index, name) / "config.json")
+def read_tower(folder: Path, index: Settings, name: str, known: Mapping[str, Settings]) -> CLIPConfig:
+    json = settings_of(folder, index, name, known)
     return configs.read_clip(json, projected=class_of(index, name) == "CLIPTextModelWithProjection")
 
 
@@ -244,47 +263,6 @@ def describe_components(facts: ModelConfig) -> dict[str, dict]:
         found["low_res_scheduler/scheduler_config.json"] = write_low_res_scheduler(facts.noise)
     found[INDEX] = write_index(facts, vae["_class_name"], found["scheduler/scheduler_config.json"]["_class_name"])
     return found
-
-
-def write_index(facts: ModelConfig, vae: str, scheduler: str) -> dict:
-    """vae, scheduler: their classes."""
-    defaults = dict(steps=facts.steps, guidance=facts.guidance, sampler=facts.sampler, schedule=facts.schedule)
-    values: dict[str, object] = {
-        "_class_name": pipeline_of(facts),
-        **configs.VERSION,
-        "_defaults": defaults,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", scheduler],
-        "vae": ["diffusers", vae],
-    }
-    if facts.family.name == "sdxl_refiner":
-        values |= {"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True}
-    for tower, cfg in zip(facts.family.towers, facts.texts):
-        values[tower] = ["transformers", "CLIPTextModelWithProjection" if cfg.projection else "CLIPTextModel"]
-        values[tokenizer_of(tower)] = ["transformers", "CLIPTokenizer"]
-    if values["_class_name"] == UPSCALE:
-        return values | dict(low_res_scheduler=["diffusers", "DDPMScheduler"])
-    if facts.family.has_sizes:
-        return values | dict(force_zeros_for_empty_prompt=facts.zero_empty_prompt)
-    return values | dict(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
-
-
-def pipeline_of(facts: ModelConfig) -> str:
-    """The class of diffusers that runs such a model."""
-    unet = facts.unet
-    if facts.family.name == "sdxl_refiner":
-        return "StableDiffusionXLImg2ImgPipeline"
-    if facts.family.has_sizes:
-        return "StableDiffusionXLInpaintPipeline" if unet.in_channels == 9 else "StableDiffusionXLPipeline"
-    if unet.in_channels == 9:
-        return "StableDiffusionInpaintPipeline"
-    if unet.in_channels == 5:
-        return "StableDiffusionDepth2ImgPipeline"
-    if unet.class_count:
-        return UPSCALE
-    if unet.class_dim:
-        return "StableUnCLIPImg2ImgPipeline"
-    return "LatentConsistencyModelPipeline" if unet.guidance_dim else "StableDiffusionPipeline"
 
 
 def write_tokenizer(folder: Path, pad_id: int, length: int) -> None:

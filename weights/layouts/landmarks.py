@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ..disk.safetensors import read_stored
 from ..errors import CheckpointError, listed
 from .names import SINGLE_FILES, Section
 
@@ -34,12 +35,17 @@ PREFIXES = {  # under which a network is found in a file that is no whole model
 }
 NOT_MODELS = (  # what some keys of other files look like, what such a file is and what to do with it
     (
-        r"lora_(unet|te\d?)_|\.lora_[AB]\.|\.lora\.(up|down)\.|lora_linear_layer|\.processor\..*_lora\.|hada_w|lokr_w",
+        r"lora_(unet|te\d?)_|\.lora_[AB]\.|[._]lora[._](up|down)\.|lora_linear_layer|\.processor\..*_lora\.|hada_w|lokr_w"
+        r"|^lycoris_|\.b?oft_|\.ia3_l|\.(dora_scale|diff|diff_b|set_weight)$",
         "is an adapter such as LoRA: load it with weights.load_adapter and the model it belongs to",
     ),
     (r"^(control_model|controlnet_|input_hint_block)", "is a ControlNet: it is no model of its own"),
     (r"^(image_proj|ip_adapter)\.", "is an IP-Adapter: it is no model of its own"),
-    (r"^(emb_params|clip_[lg])$|^<.*>$", "is a textual inversion: weights.add_embedding adds it to a model"),
+    (r"motion_modules\.", "is a motion module of AnimateDiff: it is no model of its own"),
+    (
+        r"^(emb_params|clip_[lgh]|text_encoders_\d|string_to_param\.\*|\*)$|^<.*>$",
+        "is a textual inversion: weights.add_embedding adds it to a model",
+    ),
 )
 TITLES = {"unet": "a UNet", "vae": "a VAE", "text": "a text tower"}
 
@@ -81,16 +87,32 @@ def find_networks(keys: Collection[str]) -> dict[str, Section]:
     return found
 
 
-def describe_other(keys: Collection[str], path: Path) -> str:
-    """Of a file that is no whole model: what it is, and what can be done with it."""
+def holds_one_network(path: Path) -> bool:
+    """Whether a file holds one network and no more of a model, as a VAE's fine-tune does."""
+    stored = read_stored(path)
+    return not other_kind(stored) and len(find_networks(stored)) == 1 and not whole_models(stored)
+
+
+def other_kind(keys: Collection[str]) -> str:
+    """What a file is that belongs to a model and is none, and what to do with it; else ""."""
     for pattern, what in NOT_MODELS:
         if any(re.search(pattern, key) for key in keys):
             return what
+    return ""
+
+
+def describe_other(keys: Collection[str], path: Path) -> str:
+    """Of a file that is no whole model: what it is, and what can be done with it."""
+    other = other_kind(keys)
+    if other:
+        return other
     found = find_networks(set(keys))
     if not found:
-        return f"holds no network known here but {listed(sorted(keys))}: give a model of Stable Diffusion's family"
+        held = listed(sorted(keys)) or "no tensor at all"
+        return f"holds no network known here but {held}: give a model of Stable Diffusion's family"
     held = f"holds {' and '.join(TITLES[kind] for kind in found)}, not a whole model"
-    for kind in found:
-        if kind != "text":
-            return f"{held}: swap it into one with load(base, {kind}={str(path)!r})"
-    return f"{held}: weights.load_part reads it"
+    if len(found) > 1:
+        return f"{held}: weights.load_part reads each"
+    (kind,) = found
+    rest = ", or give it the rest of one, vae= and text=" if kind == "unet" else ""
+    return f"{held}: swap it into one with load(base, {kind}={str(path)!r}){rest}"

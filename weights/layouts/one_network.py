@@ -16,12 +16,14 @@ from ldm.taesd import TinyVAE
 from ..checkpoint import PARTS, Network, NetworkConfig, Part
 from ..disk.safetensors import Stored, read_header, read_stored
 from ..disk.settings import Settings, among, names_in
+from ..disk.variants import nearest
 from ..errors import CheckpointError, shown
 from . import overrides
 from .diffusers import INDEX
 from .diffusers import read_part as read_folder_part
 from .diffusers_configs import read_clip, read_unet, read_vae
 from .gaps import close_gaps
+from .incomplete import outline
 from .landmarks import TITLES, describe_other, find_networks
 from .names import Section, pieces, strip_prefix
 from .shapes import sizes_of
@@ -45,14 +47,31 @@ def read_folder(folder: Path, part: str | None, variant: str | None) -> Part:
     elif "config.json" not in names:
         raise CheckpointError(f"{folder} has neither config.json nor {shown(part or 'unet')}: it holds no network")
     config = read_network(Settings.read(folder / "config.json"))
+    check_kind(folder, config, part)
+    return read_folder_part(folder, config, variant, root)
+
+
+def check_kind(path: Path, config: NetworkConfig, part: str | None) -> None:
     kind = kind_of(config)
     if part and not part.startswith(kind):
-        raise CheckpointError(f"{folder} holds {TITLES[kind]}, not a {part}")
-    return read_folder_part(folder, config, variant, root)
+        raise CheckpointError(f"{path} holds {TITLES[kind]}, not a {part}")
+
+
+def nearest_variant(path: Path, part: str, variant: str | None) -> str | None:
+    """The variant of a part at a path where it is there; None, for the plain file, where there is that alone."""
+    if not path.is_dir():
+        return variant
+    folder = path / part if (path / part).is_dir() else path
+    stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+    return nearest(names_in(folder), stem, variant)
 
 
 def read_file(path: Path, part: str | None) -> Part:
     stored = read_stored(path)
+    if path.suffix == ".json" and (path.parent / "config.json").is_file():  # an index of shards
+        config = read_network(Settings.read(path.parent / "config.json"))
+        check_kind(path, config, part)
+        return Part(config, stored, path, path, described_by=str(path.parent / "config.json"))
     if all(SEQUENCE.match(key) for key in stored):
         stored = join_halves(path, stored)
     found = find_networks(stored)
@@ -62,10 +81,20 @@ def read_file(path: Path, part: str | None) -> Part:
     if kind not in found:
         raise CheckpointError(f"{path} has no {part or 'network'}: it {describe_other(stored, path)}")
     section = found[kind]
+    if kind == "text":
+        section = tower_section(stored, path, part, section)
     inside = close_gaps(strip_prefix(stored, section.prefix))
-    metadata = read_header(path).metadata
+    metadata = {} if path.suffix == ".json" else read_header(path).metadata
     config, _ = overrides.read(sizes_of(kind, section, inside, path), metadata, path)
     return Part(config, inside, path, path, section.names, section.prefix, "its own shapes", metadata=metadata)
+
+
+def tower_section(stored: Stored, path: Path, part: str | None, found: Section) -> Section:
+    """Where a text tower lies in a file that may hold two. found: the first of them, which may be the only one."""
+    model = outline(stored, path)
+    if part and model and part in model.sections:
+        return model.sections[part]
+    return found._replace(tower="bigg") if part == "text_encoder_2" else found
 
 
 def kind_of(config: object) -> str:
@@ -133,6 +162,8 @@ def tensors_of(network: Network, section: Section) -> dict[str, Tensor]:
 def read_network(json: Settings) -> NetworkConfig:
     """A network by its config.json alone, which names its class."""
     architectures = str(json.values.get("architectures"))
+    if json.values.get("model_type") == "clip" and isinstance(json.values.get("text_config"), dict):
+        return read_clip(Settings(f"{json.file}: text_config", json.values["text_config"]), False)  # the whole of CLIP
     if "CLIPTextModel" in architectures or json.values.get("model_type") == "clip_text_model":
         return read_clip(json, "WithProjection" in architectures)
     name = json.one("_class_name", None, among(["UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"]))

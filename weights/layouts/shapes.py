@@ -200,7 +200,7 @@ def text_sizes(stored: Stored, names: str, path: Path, tower: str = "") -> CLIPC
     if not layers:
         shapes.refuse("text_model.encoder.layers.0 is missing")
     tower = tower or ROWS.get(width, "h" if names == "open_clip" else "l")
-    if tower == "h" and names == "open_clip" and ("text_projection" in stored or layers == WHOLE_H):
+    if tower == "h" and (layers == WHOLE_H or names == "open_clip" and "text_projection" in stored):
         layers -= 1  # SD 2 reads the layer before the last, so ours ends there
     projection = 0
     if tower == "bigg":

@@ -2,39 +2,29 @@
 A file's name says nothing here, and no network connection is needed. What decided is kept in words, for people.
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from ldm.config import MODELS, ModelConfig, TinyVAEConfig, VAEConfig
+from ldm.config import FAMILIES, MODELS, ModelConfig, TinyVAEConfig, UNetConfig, VAEConfig
 from ldm.model import Model
 
+from ..asked import NOTHING, Asked, Given
 from ..checkpoint import Checkpoint, Part, check_fit
 from ..disk.safetensors import Held, Stored, read_header, read_stored, read_value
 from ..errors import CheckpointError, listed
+from ..leftovers import outside_networks
 from ..misfits import TOKENS
-from . import overrides, training
+from . import incomplete, overrides, training
 from .distilled import doubts, title_of
 from .gaps import close_gaps
+from .incomplete import Outline
 from .landmarks import single_file_layout, whole_models
 from .names import SINGLE_FILES, Section, ema_key, strip_prefix
 from .one_network import tensors_of
-from .shapes import sizes_of, unet_sizes
-
-SCHEDULE = "the noise schedule of its training"
-EXTRAS = (  # keys outside the networks, and what they are
-    (r"betas|(sqrt_|log_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod", SCHEDULE),
-    (r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|denoiser\.sigmas", SCHEDULE),
-    (r"low_scale_model\..*", "the noise schedule for the small picture of the x4 upscaler"),
-    (r"model_ema\..*", "averaged weights, or what counts them"),
-    (r"edm_(mean|std)|edm_vpred\.sigma_(min|max)|v_pred|ztsnr", training.MARK),
-    (r"depth_model\..*", "MiDaS, the network that estimates depth"),
-    (r"embedder\..*", "the vision tower of CLIP"),
-    (r"(embedding_manager|loss)\..*|global_step|scale_factor", "a remnant of training"),
-)
+from .shapes import sizes_of
 
 
 def matches(path: Path) -> bool:
@@ -42,52 +32,54 @@ def matches(path: Path) -> bool:
     return bool(whole_models(read_stored(path)))
 
 
-def read(path: Path, prediction: str | None = None, ema: bool = False) -> Checkpoint:
-    """The whole model in a file.
-
-    prediction: "eps" or "v", where the user knows better than the file. ema: take the averaged copy of the UNet.
-    Raises CheckpointError that says what the file is instead.
-    """
-    header = read_header(path)
-    stored = {key: Held(path, key, entry) for key, entry in header.entries.items()}
-    checkpoint = describe_stored(stored, header.metadata, path, read_value, prediction, ema)
+def read(path: Path, asked: Asked = NOTHING, variant: str | None = None) -> Checkpoint:
+    """The whole model in a file, or all of it but for networks that are given. CheckpointError that says what the file
+    is instead. variant: of folders; a file has none."""
+    if path.suffix == ".json":  # an index of shards
+        stored = read_stored(path)
+        metadata = {}
+    else:
+        header = read_header(path)
+        stored = {key: Held(path, key, entry) for key, entry in header.entries.items()}
+        metadata = header.metadata
+    checkpoint = describe_stored(stored, metadata, path, read_value, asked)
     check_numbers(checkpoint.facts, str(path))
     return checkpoint
 
 
 def describe_stored(
-    stored: Stored,
-    metadata: Mapping[str, str],
-    path: Path,
-    value: training.ReadValue,
-    prediction: str | None = None,
-    ema: bool = False,
+    stored: Stored, metadata: Mapping[str, str], path: Path, value: training.ReadValue, asked: Asked = NOTHING
 ) -> Checkpoint:
     """value: reads the few tensors that are looked into. path: for the errors."""
-    layout, family = single_file_layout(stored, path)
-    sections = SINGLE_FILES[layout, family]
+    layout, family, sections = outline(stored, path, asked.given)
     inside = {part: strip_prefix(stored, section.prefix) for part, section in sections.items()}
     evidence = [f"{family} in the {layout} layout: keys {', '.join(s.prefix + '*' for s in sections.values())}"]
-    if ema:
-        inside["unet"] = averaged_copy(stored, inside["unet"], path)
+    if asked.ema:
+        inside["unet"] = averaged_copy(stored, inside.get("unet", {}), path)
         evidence.append("the UNet's averaged copy: model_ema.*, as asked")
-    inside["unet"] = close_gaps(inside["unet"])
+    if "unet" in inside:
+        inside["unet"] = close_gaps(inside["unet"])
 
-    unet = unet_sizes(inside["unet"], sections["unet"].names, path, layout)
-    sizes = {part: sizes_of(part, section, inside[part], path) for part, section in sections.items() if part != "unet"}
-    row, why = training.published_row(family, unet, layout, stored)
-    evidence += [f"{row}: {why}", *title_of(unet)]
+    sizes = {part: sizes_of(part, section, inside[part], path, layout) for part, section in sections.items()}
+    sizes |= {part: given.part.config for part, given in asked.given.items() if part not in sections}
+    assert isinstance(sizes["unet"], UNetConfig)  # nothing else is given as one
+    row, why = training.published_row(family, sizes["unet"], layout, stored)
+    evidence += [f"{row}: {why}", *title_of(sizes["unet"])]
     texts = tuple(sizes[tower] for tower in MODELS[row].family.towers)
-    facts = replace(MODELS[row], unet=unet, vae=sizes["vae"], texts=texts)
+    facts = replace(MODELS[row], unet=sizes["unet"], vae=sizes["vae"], texts=texts)
     facts, marks = training.read_marks(facts, stored, value)
-    if prediction:
-        facts = training.with_prediction(facts, row, prediction)
-        why = f"it predicts {prediction}: as asked"
+    unet = inside["unet"] if "unet" in sections else asked.given["unet"].part.stored
+    if asked.prediction:
+        facts = training.with_prediction(facts, row, asked.prediction)
+        why = f"it predicts {asked.prediction}: as asked"
         warnings = ()
     else:
-        facts, why, warnings = training.read_prediction(facts, row, stored, inside["unet"], metadata, value)
+        facts, why, warnings = training.read_prediction(facts, row, stored, unet, metadata, value)
+    if "unet" not in sections:
+        facts = training.as_trained(facts, row, asked.given["unet"].training)
     facts, overridden = overrides.read(facts, metadata, path)
-    facts = replace(facts, prediction=prediction or facts.prediction)  # the user's word before that of the overrides
+    facts = replace(facts, prediction=asked.prediction or facts.prediction)  # the user's word before the overrides'
+    facts, about_zero_snr, ignored = training.settle_zero_snr(facts, row, stored, asked.zero_snr, path)
     check_fit(facts, str(path))
 
     return Checkpoint(
@@ -95,11 +87,28 @@ def describe_stored(
         parts_of(facts, sections, inside, path),
         path,
         layout,
-        evidence=(*evidence, *marks, why, *overridden),
-        warnings=(*warnings, *doubts(unet)),
+        evidence=(*evidence, *marks, why, *overridden, *about_zero_snr),
+        warnings=(*warnings, *doubts(facts.unet), *ignored),
         metadata=dict(metadata),
-        extras=extras(stored, [section.prefix for section in sections.values()], path),
+        extras=extras(stored, prefixes(sections, layout, family), path),
     )
+
+
+def outline(stored: Stored, path: Path, given: Mapping[str, Given]) -> Outline:
+    """Layout, family and where the networks lie. CheckpointError where one is missing and not given."""
+    if whole_models(stored):
+        layout, family = single_file_layout(stored, path)
+        return Outline(layout, family, SINGLE_FILES[layout, family])
+    found = incomplete.outline(stored, path, given)
+    needed = ("unet", "vae", *FAMILIES[found.family].towers) if found else ()
+    if found is None or any(part not in found.sections and part not in given for part in needed):
+        incomplete.refuse(stored, path, found, given)
+    return found
+
+
+def prefixes(sections: Mapping[str, Section], layout: str, family: str) -> list[str]:
+    """Of the networks that are there, and of those that are not: what is left of them may lie there."""
+    return [section.prefix for section in (*sections.values(), *SINGLE_FILES[layout, family].values())]
 
 
 def parts_of(
@@ -118,6 +127,8 @@ def averaged_copy(stored: Stored, unet: Stored, path: Path) -> Stored:
     """The UNet's names, and the tensors of model_ema."""
     copies = {key: ema_key("model.diffusion_model." + key) for key in unet}
     missing = [copy for copy in copies.values() if copy not in stored]
+    if not unet:
+        raise CheckpointError(f"{path} has no UNet, so no averaged copy of one: load it without ema")
     if missing:
         raise CheckpointError(
             f"{path} has no averaged copy of its UNet, {listed(missing)} are missing: load it without ema"
@@ -128,7 +139,8 @@ def averaged_copy(stored: Stored, unet: Stored, path: Path) -> Stored:
 def extras(keys: Iterable[str], prefixes: Collection[str], path: Path) -> dict[str, str]:
     """The tensors outside all networks -> what they are; CheckpointError for one that nobody knows."""
     outside = [key for key in keys if not key.startswith(tuple(prefixes))]
-    known = {key: what for key in outside for pattern, what in EXTRAS if re.fullmatch(pattern, key)}
+    told = {key: outside_networks(key) for key in outside}
+    known = {key: what for key, what in told.items() if what}
     unknown = [key for key in outside if key not in known]
     if unknown:
         raise CheckpointError(f"{path} has {len(unknown)} unexpected tensors outside its networks, {listed(unknown)}")

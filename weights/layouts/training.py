@@ -5,11 +5,13 @@ by what is published; and the marks that are written into it, as ComfyUI and dif
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from math import isclose, prod
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.config import ModelConfig, NoiseConfig, UNetConfig
+from ldm.config import MODELS, ModelConfig, NoiseConfig, UNetConfig
 
 from ..disk.safetensors import Held, Stored
 from ..disk.settings import is_number
@@ -19,7 +21,9 @@ from .names import rename, unet_table
 ReadValue = Callable[[Held], Tensor]  # of the few tensors that are looked into
 MARK = "a mark that says how the model was trained"  # what read_marks reads
 SPEC = "modelspec.prediction_type"  # of the metadata
+SPEC_OF_COMFYUI = "modelspec.predict_key"
 SPECS = {"epsilon": "eps", "v": "v", "sample": "x0"}  # written there -> our prediction
+ZERO_SNR = "ztsnr"  # the mark of no signal at the last noise level
 DECIDES_V = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 V_DEVIATION = 0.09  # of that tensor: the published velocity models of SD 2 lie above it, the others below
 ROUNDING = 2e-3  # of a number to float16; the published numbers are closer to what was meant
@@ -73,10 +77,40 @@ def read_marks(facts: ModelConfig, stored: Stored, value: ReadValue) -> tuple[Mo
         noise = NoiseConfig(edm=True, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=1.0)
         facts = replace(facts, prediction="v", sampler="dpmpp_2m", schedule="karras", noise=noise)
         evidence.append("velocity on continuous noise levels: the keys edm_vpred.*")
-    if "ztsnr" in stored:
+    if ZERO_SNR in stored:  # settle_zero_snr has the last word
         facts = replace(facts, noise=replace(facts.noise, zero_snr=True), schedule="trailing")
-        evidence.append("no signal at the last noise level: the key ztsnr")
     return facts, evidence
+
+
+def settle_zero_snr(
+    facts: ModelConfig, row: str, keys: Collection[str], is_asked: bool, path: Path
+) -> tuple[ModelConfig, list[str], list[str]]:
+    """Whether no signal is left at the last noise level, once the prediction is known; evidence and warnings. row: of
+    MODELS. At that level the noise alone says nothing of the picture, so a model that predicts it cannot be meant."""
+    if is_asked:
+        return with_zero_snr(facts, path), ["no signal at the last noise level: as asked"], []
+    if ZERO_SNR not in keys:
+        return facts, [], []
+    if facts.prediction != "eps":
+        return facts, [f"no signal at the last noise level: the key {ZERO_SNR}"], []
+    facts = replace(facts, noise=replace(facts.noise, zero_snr=False), schedule=MODELS[row].schedule)
+    ignored = (
+        f"the key {ZERO_SNR} is ignored: it belongs to models that predict v, and nothing says that this one does: "
+        "choose the prediction v if so"
+    )
+    return facts, [], [ignored]
+
+
+def with_zero_snr(facts: ModelConfig, path: Path) -> ModelConfig:
+    """As a user asks for whom the files do not say it. CheckpointError where it cannot be."""
+    if facts.noise.edm:
+        raise CheckpointError(f"{path}: zero_snr is for discrete times, and this model has continuous noise levels")
+    if facts.prediction == "eps":
+        raise CheckpointError(
+            f"{path}: zero_snr cannot be: the model predicts eps, and noise alone says nothing of a picture: choose "
+            "the prediction v as well, or leave zero_snr out"
+        )
+    return replace(facts, noise=replace(facts.noise, zero_snr=True), schedule="trailing")
 
 
 def write_marks(facts: ModelConfig) -> dict[str, Tensor]:
@@ -92,7 +126,7 @@ def write_marks(facts: ModelConfig) -> dict[str, Tensor]:
     elif facts.family.name == "sdxl" and facts.prediction == "v":
         marks["v_pred"] = torch.zeros(())
     if facts.noise.zero_snr:
-        marks["ztsnr"] = torch.zeros(())
+        marks[ZERO_SNR] = torch.zeros(())
     return marks
 
 
@@ -111,11 +145,12 @@ def read_prediction(
     """What the UNet predicts, with the evidence and warnings: a mark comes before metadata, and these before the habit
     of the family; SD 2 has both kinds and no mark. row: of MODELS."""
     warnings: tuple[str, ...] = ()
-    spec = metadata.get(SPEC, "").replace("v_prediction", "v")
+    key = SPEC if SPEC in metadata else SPEC_OF_COMFYUI
+    spec = metadata.get(key, "").replace("v_prediction", "v")
     if "v_pred" in stored:
         kind, why = "v", "the key v_pred"
     elif spec in ("v", "epsilon"):
-        kind, why = SPECS[spec], f"{SPEC} in the metadata"
+        kind, why = SPECS[spec], f"{key} in the metadata"
     elif row != "sd2_base":
         kind, why = facts.prediction, "all models of its kind do"
     else:
@@ -129,7 +164,7 @@ def read_prediction(
 
 def guess_prediction(cfg: UNetConfig, unet: Stored, value: ReadValue) -> tuple[str, str]:
     """Of an SD 2 that does not say it; and why."""
-    key = rename(DECIDES_V, unet_table(cfg))
+    key = DECIDES_V if DECIDES_V in unet else rename(DECIDES_V, unet_table(cfg))
     spread = float(value(unet[key]).double().std(correction=0)) if key in unet else 0.0
     kind, side = ("v", "above") if spread > V_DEVIATION else ("eps", "not above")
     return kind, f"{key} deviates by {spread:.3f}, which is {side} {V_DEVIATION}"
@@ -139,6 +174,12 @@ def with_prediction(facts: ModelConfig, row: str, kind: str) -> ModelConfig:
     if row == "sd2_base" and kind == "v":  # SD 2's velocity models are larger, and published with DDIM
         facts = replace(facts, sampler="ddim", size=768)
     return replace(facts, prediction=kind)
+
+
+def as_trained(facts: ModelConfig, row: str, training: Mapping[str, Any]) -> ModelConfig:
+    """With what the source of a UNet says of it, if anything, where the model at hand has no UNet of its own."""
+    kind = training.get("prediction", facts.prediction)
+    return with_prediction(replace(facts, **training), row, kind)
 
 
 def write_prediction(facts: ModelConfig) -> dict[str, str]:
