@@ -57,6 +57,10 @@ OPTIONS = {  # what is written -> the options that say something of it
     "one network": FOR_ALL | {"part", "names"},
     "an adapter or embedding": FOR_ALL,
 }
+OTHER_FILES = {  # names of files, and of no folder that anybody means
+    *(".safetensors", ".safetensor", ".sft", ".gguf", ".ckpt", ".bin", ".pt", ".pth", ".pkl", ".onnx", ".npz", ".h5"),
+    *(".zip", ".tar", ".gz", ".json", ".txt", ".png"),
+}
 UNPICKLE = Path(__file__).with_name("pickled.py")
 PATIENCE = 600  # seconds for a pickle, and more for a large one, by
 SLOWEST = 1_000_000  # bytes per second
@@ -79,10 +83,10 @@ def arguments() -> argparse.Namespace:
 
 def size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?)B?", text.upper(), re.ASCII)
-    count = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if not count:
-        fail(f"--shard-size {text}: give a number of bytes, with KB, MB or GB, for example 5GB")
-    return count
+    count = float(match[1][:30]) * UNITS[match[2]] if match else 0
+    if not 1 <= count < 2**63:
+        fail(f"--shard-size {text[:40]}: give a number of bytes, with KB, MB or GB, for example 5GB")
+    return int(count)
 
 
 def kind(args: argparse.Namespace) -> str:
@@ -95,6 +99,10 @@ def kind(args: argparse.Namespace) -> str:
 
 def check(args: argparse.Namespace, what: str):
     """Refuse whatever would have no effect on what is written, or none that can be read."""
+    if args.to.suffix.lower() in OTHER_FILES and args.to.suffix != ".safetensors":
+        fail(f"--to {args.to}: models are written as .safetensors, or as a folder, whose name ends otherwise")
+    if "\0" in str(args.to):
+        fail(f"--to {args.to}: no name can hold a null character")
     if (what == "a folder") == (args.to.suffix == ".safetensors"):
         fail(f"--to {args.to}: the name of a file must end with .safetensors, and that of a folder must not")
     for name, value in vars(args).items():

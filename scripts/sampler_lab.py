@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import weights
-from common import DTYPES, add_run_flags, fail, first_line, make_parser, tell
+from common import DTYPES, add_run_flags, as_text, fail, first_line, make_parser, tell
 from destination import held
 from lab.figures import Study, draw_figures
 from lab.measure import Problem, choose_levels, find_exact_path, sample
@@ -33,9 +34,13 @@ from lab.page import write_page, write_table
 from ldm import conditioning, guidance
 from ldm.plan import noise_levels
 from ldm.scratch import at_home, together
+from ldm.tasks.text_to_image import MAX_SEED
 from samplers import INTERPOLATED, SAMPLERS, find
 from samplers.basics import Streams, denoiser
 from samplers.schedules import noise_table
+
+MOST_POINTS = 100_000  # each takes 6 KB for its exact path
+MOST_PICTURES = 1000
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -143,14 +148,25 @@ def experiment(args: argparse.Namespace, plt: Any) -> None:
     tell(args.out / page.name)
 
 
+def check(args: argparse.Namespace):
+    """Refuse what no run could have, and flags that would have no effect."""
+    most = MOST_POINTS if args.problem == "mixture" else MOST_PICTURES
+    if args.count is not None and not 1 <= args.count <= most:
+        fail(f"--count: choose at least 1, and at most {most:,} for the {args.problem}")
+    if not 0 <= args.seed <= MAX_SEED - most:
+        fail(f"--seed: choose 0 or more, and at most {MAX_SEED - most}")
+    if args.problem == "mixture" and (args.model is not None or args.guidance is not None):
+        fail("--model and --guidance have no effect on the mixture: add --problem model")
+    if args.guidance is not None and not isfinite(args.guidance):
+        fail(f"--guidance {args.guidance}: must be a number that is finite")
+    args.prompt = as_text("--prompt", args.prompt)
+
+
 def main():
     args = parse_arguments()
     usual = [5, 10, 20, 40, 80] if args.problem == "mixture" else [4, 8, 16]
     args.steps = sorted(set(args.steps or usual))
-    if args.count is not None and args.count < 1:
-        fail("--count: choose at least 1")
-    if args.seed < 0:
-        fail("--seed: choose 0 or more")
+    check(args)
     try:
         import matplotlib.pyplot as plt
 

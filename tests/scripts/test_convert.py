@@ -1,5 +1,6 @@
 """scripts/convert.py on the miniature and on tiny files, most of it in this process: each start costs two seconds."""
 
+import argparse
 import json
 import os
 import re
@@ -501,3 +502,21 @@ def test_what_cannot_be_done_is_one_line(args, message, run, tmp_path):
     }
     assert re.search(message, run(*(paths.get(arg, arg) for arg in args.split()), code=2))
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.ckpt", "m.bin", "m.SAFETENSORS", "m.sft", "nul\0"])
+def test_names_of_other_files_are_no_folders(name, capsys):
+    program = runpy.run_path(str(SCRIPTS / "convert.py"))
+    with pytest.raises(SystemExit):
+        program["check"](argparse.Namespace(to=Path(name)), "a folder")
+    assert re.match("error: --to .*(written as .safetensors|null character)[^\n]*\n$", capsys.readouterr().err)
+
+
+def test_sizes_beyond_all_disks_are_one_line(capsys):
+    size = runpy.run_path(str(SCRIPTS / "convert.py"))["size"]
+    for text in ("9" * 5000, "9" * 30 + "GB"):
+        with pytest.raises(SystemExit):
+            size(text)
+        told = capsys.readouterr().err
+        assert told.startswith("error: --shard-size 999") and told.count("\n") == 1 and len(told) < 200
+    assert size("1.5 GB") == 1_500_000_000
