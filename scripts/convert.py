@@ -9,7 +9,7 @@
 The source may be a folder, a file or a repository of the hub. What is written appears under its name when it is
 complete. Metadata of a single file are kept; what has no place in what is written is told on stderr. Pickled files are
 opened here and nowhere else in this project, in a process of their own that takes tensors alone and runs nothing of
-them (pickled.py).
+them (pickles/pickled.py).
 """
 
 if __name__ == "__main__":
@@ -61,7 +61,7 @@ OTHER_FILES = {  # names of files, and of no folder that anybody means
     *(".safetensors", ".safetensor", ".sft", ".gguf", ".ckpt", ".bin", ".pt", ".pth", ".pkl", ".onnx", ".npz", ".h5"),
     *(".zip", ".tar", ".gz", ".json", ".txt", ".png"),
 }
-UNPICKLE = Path(__file__).with_name("pickled.py")
+UNPICKLE = Path(__file__).parent / "pickles" / "pickled.py"
 PATIENCE = 600  # seconds for a pickle, and more for a large one, by
 SLOWEST = 1_000_000  # bytes per second
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from common import fail
-from estimate import in_words
+from drawing.estimate import in_words
 from ldm import pictures
 from ldm.scratch import scratch_folder
 

@@ -25,26 +25,26 @@ from typing import Any
 
 import torch
 
-import known_words
 import weights
-from axes import parse_axes
-from before_drawing import check_after, check_before, check_drawable
 from common import DTYPES, as_text, fail, first_line, tell, text_sources, warn
 from destination import Destination, Lost, check_space, choose_destination, held
-from draw_flags import parse_arguments
-from jobs import Settings, draw_batches, in_turn, repeat
+from drawing import known_words
+from drawing.axes import parse_axes
+from drawing.before_drawing import check_after, check_before, check_drawable
+from drawing.draw_flags import parse_arguments
+from drawing.jobs import Settings, draw_batches, in_turn, repeat
+from drawing.preview import PREVIEW, Preview, make_decoder
+from drawing.prompt_files import Row, read_rows
+from drawing.prompt_rules import without_syntax
+from drawing.prompt_syntax import find_syntax
+from drawing.report import Report, reported
+from drawing.sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, make_sweep, save_cells
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.conditioning import TextCut
 from ldm.model import Model
 from ldm.version import version
-from preview import PREVIEW, Preview, make_decoder
-from prompt_files import Row, read_rows
-from prompt_rules import without_syntax
-from prompt_syntax import find_syntax
-from report import Report, reported
 from settings import check_record, choose_settings, complete, parse_strength, split_at_colon
-from sweep import Sweep, check_plan, choose_folder, draw_cells, find_missing, make_sweep, save_cells
 from threads import set_threads
 
 

@@ -1,5 +1,5 @@
 """Many pictures at once: which are drawn together, what is refused before, and what is shown meanwhile.
-scripts/jobs.py, estimate.py, preview.py and report.py."""
+scripts/drawing/jobs.py, estimate.py, preview.py and report.py."""
 
 import io
 import json
@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-import estimate
 import weights
-from jobs import batches, draw_batches, in_turn, repeat
+from drawing import estimate
+from drawing.jobs import batches, draw_batches, in_turn, repeat
+from drawing.preview import Preview, linear_decoder, make_decoder, published_colors
+from drawing.report import reported
 from ldm import tasks
 from ldm.config import MODELS, TinyVAEConfig
 from ldm.taesd import TinyVAE
-from preview import Preview, linear_decoder, make_decoder, published_colors
-from report import reported
 from weights import save_part
 
 PLAIN = {"negative": None, "sampler": "euler", "schedule": "karras", "guidance": 3.0, "options": {}, "height": 64,

@@ -1,4 +1,4 @@
-"""scripts/pickled.py: tensors out of pickle, with every number as torch.save wrote it, and one line for the rest."""
+"""scripts/pickles/pickled.py: tensors out of pickle, every number as torch.save wrote it, and one line for the rest."""
 
 import io
 import os
@@ -349,7 +349,7 @@ def test_the_program_by_itself(tmp_path):
     torch.save({"a": torch.arange(3)}, tmp_path / "a.pt")
     for name in ("torch", "numpy", "json", "zipfile"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken')")
-    command = [sys.executable, "-I", SCRIPTS / "pickled.py", "a.pt", "out.safetensors"]
+    command = [sys.executable, "-I", SCRIPTS / "pickles" / "pickled.py", "a.pt", "out.safetensors"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == done.stderr == ""

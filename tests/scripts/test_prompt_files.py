@@ -1,4 +1,4 @@
-"""scripts/prompt_files.py: prompts with settings of their own, in the forms that people and programs write."""
+"""scripts/drawing/prompt_files.py: prompts with settings of their own, in the forms that people and programs write."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from prompt_files import read_rows
+from drawing.prompt_files import read_rows
 from support.paths import ROOT
 
 TWO = [{"prompt": "a red apple", "seed": 7}, {"prompt": "a fox, flat style", "steps": 9, "guidance": 2.5}]

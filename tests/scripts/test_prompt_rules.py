@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 import weights
-from jobs import batches, draw_batches
-from prompt_rules import check_words, without_syntax
-from prompt_syntax import find_syntax
+from drawing.jobs import batches, draw_batches
+from drawing.prompt_rules import check_words, without_syntax
+from drawing.prompt_syntax import find_syntax
 
 PLAIN = {"negative": None, "sampler": "euler", "schedule": "karras", "guidance": 3.0, "options": {}, "height": 64,
          "width": 64, "steps": 2, "seed": 0, "prompt_2": None, "clip_skip": None, "prompt_rule": "a1111"}  # fmt: skip

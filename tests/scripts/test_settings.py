@@ -8,9 +8,9 @@ import torch
 
 import weights
 from devices import available, check_device
-from known_words import find_unknown, known_names, tell_unknown
+from drawing.known_words import find_unknown, known_names, tell_unknown
+from drawing.prompt_syntax import find_syntax
 from ldm.config import MODELS
-from prompt_syntax import find_syntax
 from samplers import SAMPLERS
 from samplers.schedules import SCHEDULES
 from settings import choose_settings, complete, parse_seed, split_at_colon, split_sampler

@@ -1,4 +1,4 @@
-"""scripts/axes.py, sweep.py and labelled_grid.py: a picture for each value of one or two settings."""
+"""scripts/drawing/axes.py, sweep.py and labelled_grid.py: a picture for each value of one or two settings."""
 
 import csv
 import json
@@ -13,13 +13,13 @@ import torch
 from PIL import Image, ImageDraw
 
 import weights
-from axes import parse_axes, parse_axis
-from labelled_grid import BACKGROUND, Layout, Texts, label_grid, wrap
+from drawing.axes import parse_axes, parse_axis
+from drawing.labelled_grid import BACKGROUND, Layout, Texts, label_grid, wrap
+from drawing.report import Report
+from drawing.sweep import check_plan, draw_cells, find_missing, make_sweep, save_cells
 from ldm import tasks
 from ldm.adapters import lora
-from report import Report
 from support.paths import ROOT
-from sweep import check_plan, draw_cells, find_missing, make_sweep, save_cells
 
 SETTINGS = {"prompt": "a red apple", "negative": None, "options": {"s_noise": 1}, "lora": ["x/style.safetensors:0.5"]}
 

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from drawing.preview import Preview
+from drawing.prompt_rules import SHARED, say
 from ldm import tasks
 from ldm.draw import Watch
 from ldm.model import Model
 from ldm.tasks.text_to_image import MAX_SEED
-from preview import Preview
-from prompt_rules import SHARED, say
 from samplers.step import Step
 
 TASK_FIELDS = ("steps", "guidance", "sampler", "schedule", "options", "height", "width")  # equal for all of a batch

@@ -18,16 +18,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from axes import Axis
 from common import tell, warn
-from jobs import Settings, draw_batches
-from labelled_grid import Texts, label_grid
+from drawing.axes import Axis
+from drawing.jobs import Settings, draw_batches
+from drawing.labelled_grid import Texts, label_grid
+from drawing.preview import Preview
+from drawing.report import Report
 from ldm import pictures
 from ldm.adapters import lora
 from ldm.model import Model
 from ldm.scratch import together
-from preview import Preview
-from report import Report
 from samplers.options import show
 from settings import parse_strength, split_at_colon
 

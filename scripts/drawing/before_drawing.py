@@ -4,16 +4,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import estimate
 import weights
 from common import as_text, fail, first_line
-from jobs import Settings, batch_key, batches
+from drawing import estimate
+from drawing.jobs import Settings, batch_key, batches
+from drawing.preview import PREVIEW
+from drawing.prompt_files import Row
+from drawing.prompt_rules import check_words
 from ldm.model import Model
 from ldm.plan import plan
 from ldm.tasks.text_to_image import picture_size
-from preview import PREVIEW
-from prompt_files import Row
-from prompt_rules import check_words
 
 
 def check_before(args: argparse.Namespace, settings: Sequence[Settings], total: int):

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-import prompt_rules
 from common import add_download_flags, add_run_flags, add_swap_flags, fail, make_parser
+from drawing import prompt_rules
 from ldm.scratch import at_home
 from settings import parse_seed
 from threads import add_threads_flag

@@ -17,7 +17,7 @@ from math import floor, isfinite
 from pathlib import Path
 from typing import Any
 
-from prompt_files import KINDS, read_option, read_value
+from drawing.prompt_files import KINDS, read_option, read_value
 from samplers.options import show
 from settings import choose_sampler_and_schedule, parse_word, split_at_colon
 

@@ -1,6 +1,6 @@
 """A pickled checkpoint, as torch.save wrote it, to safetensors. Run by convert.py as a process of its own:
 
-    python -I scripts/pickled.py old.ckpt new.safetensors
+    python -I scripts/pickles/pickled.py old.ckpt new.safetensors
 
 Nothing of the file is run (see pickle_machine.py). The process limits its memory and time besides, since even plain
 data can be a bomb. An error is one line on stderr. Two formats are read: a zip archive (PyTorch 1.6 and later), in
