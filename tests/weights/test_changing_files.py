@@ -18,8 +18,11 @@ from safetensors.torch import save_file
 import weights
 from support.paths import ROOT
 from weights import CheckpointError
+from weights.adapters.embedding import read_embedding
+from weights.adapters.tensors import read_all
 from weights.disk import safetensors as disk
 from weights.disk.safetensors import Held, map_tensors, read_header, read_stored, read_tensors, read_value
+from weights.disk.settings import read_json
 
 CPU = torch.device("cpu")
 CHANGED = "model.safetensors has changed since its header was read: load it again when nothing writes to it"
@@ -259,6 +262,39 @@ def test_an_adapter_that_changes(tmp_path, monkeypatch):
     emptied(path)
     with pytest.raises(CheckpointError, match=CHANGED):
         dict(map_tensors(path, entries, True))
+
+
+def test_what_is_computed_with_at_once_is_read(tmp_path):
+    """Float8 of an adapter, the factors of (IA)^3, new words: where they were mapped, a file that is cut off before
+    they are used ends the process, here another one."""
+    path = tmp_path / "model.safetensors"
+    factors = {"a.ia3_l": torch.ones(1, 320), "a.lora_A.weight": torch.ones(2**17).to(torch.float8_e4m3fn)}
+    save_file(factors, path)
+    save_file({"emb_params": torch.ones(75, 2048)}, tmp_path / "word.safetensors")
+    pid = os.fork()
+    if pid == 0:
+        tensors, _ = read_all(path)
+        word = read_embedding(tmp_path / "word.safetensors")
+        emptied(path)
+        emptied(tmp_path / "word.safetensors")
+        used = [*tensors.values(), *word.vectors]
+        os._exit(all(bool((tensor == 1).all()) for tensor in used))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+@pytest.mark.parametrize("read", [read_header, read_json])
+@pytest.mark.parametrize("written", [b"", b"{}"])
+def test_a_pipe_that_takes_the_place_of_a_file(read, written, path, monkeypatch):
+    """Between the look at a file and its opening: nobody waits for a writer, nor for what one has not written yet."""
+    looked = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    keep = os.open(path, os.O_RDWR) if written else None
+    monkeypatch.setattr(Path, "stat", lambda self: looked)
+    with pytest.raises(CheckpointError, match="is empty|is not valid JSON"):
+        read(path)
+    if keep is not None:
+        os.close(keep)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -29,10 +29,11 @@ from ldm.model import Model
 from ..disk.safetensors import Entries, read_header
 from ..errors import CheckpointError, listed, shown
 from .names import BUNDLED, split_word
-from .read import FILES, adapter_file, read_all
+from .read import FILES, adapter_file
+from .tensors import read_all
 
 MOST_VECTORS = 1000  # no prompt has room for more than 75
-WIDEST_TOWER = 2**16
+WIDEST_TOWER = 2**14
 UNNAMED = ("emb_params", "string_to_param.*", "clip_h", "*")
 TOWERS = ("clip_l", "clip_g")  # of SDXL, in published order
 ROWS = ("text_encoders_0", "text_encoders_1")
@@ -127,7 +128,8 @@ def read_file(path: Path) -> dict[str, Embedding]:
     if not bundled:
         places[""] = {key: key for key in keys}
     used = {word: choose_fields(path, word, fields) for word, fields in places.items()}
-    tensors, _ = read_all(path, {places[word][field] for word, fields in used.items() for field in fields})
+    wanted = {places[word][field] for word, fields in used.items() for field in fields}
+    tensors, _ = read_all(path, wanted, small=MOST_VECTORS * WIDEST_TOWER)
     words = [
         make_embedding(path, word, {field: tensors[places[word][field]] for field in fields})
         for word, fields in used.items()

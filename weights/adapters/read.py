@@ -27,8 +27,8 @@ from ldm.adapters.products import IA3
 from ldm.model import Model
 
 from ..checkpoint import read_values
-from ..disk.safetensors import FLOATS, Entries, map_tensors, read_header, read_stored
-from ..disk.settings import WIDEST, Settings, names_in, parse_json, read_json
+from ..disk.safetensors import read_header, read_stored
+from ..disk.settings import Settings, names_in, parse_json, read_json
 from ..disk.variants import why_none
 from ..errors import CheckpointError, listed, shown
 from ..sources import as_written
@@ -36,10 +36,10 @@ from .kinds import build, config_of, scale_of, split_key
 from .misfits import check_family, check_matched, check_place, without_config
 from .names import BUNDLED, UNREAD, names_of, split_adapter, usual_names, without_dots, words_in
 from .peft_tables import PeftSettings
+from .tensors import read_all, read_as_stored
 
 T = TypeVar("T")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers call them
-WHOLE = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # an alpha may be of these types
 READS_TEXT = re.compile(r"attn2[._]to_k$")
 Group = dict[str, tuple[str, T]]  # what a file holds for one module: field -> key and tensor
 
@@ -172,25 +172,6 @@ def adapter_file(source: Path, usual: Collection[str] = FILES, without: Collecti
         problem = f"several adapters: choose one of {listed(found)}" if found else f"no adapter: {why_none(names)}"
         raise NotAnAdapter(f"{source} holds {problem}")
     return source / found[0]
-
-
-def read_all(path: Path, keys: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a small file, or those of the keys, as views of it, all finite; and its metadata."""
-    header = read_header(path)
-    entries = {key: entry for key, entry in header.entries.items() if keys is None or key in keys}
-    tensors = read_as_stored(path, entries, check_finite=True)
-    tensors = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}  # fp8
-    return tensors, header.metadata
-
-
-def read_as_stored(path: Path, entries: Entries, check_finite: bool = False) -> dict[str, Tensor]:
-    """Views of the file, in the dtypes that it has."""
-    for key, entry in entries.items():
-        if entry.dtype not in FLOATS and (entry.dtype not in WHOLE or entry.shape not in ((), (1,))):
-            raise CheckpointError(f"{path}: {shown(key)} is of type {entry.dtype}: only {', '.join(FLOATS)} are read")
-        if max(entry.shape, default=0) > WIDEST:
-            raise CheckpointError(f"{path}: {shown(key)} has the shape {shown(entry.shape)}: no layer is so large")
-    return dict(map_tensors(path, entries, check_finite)) if entries else {}
 
 
 def group_tensors(path: Path, tensors: Mapping[str, T]) -> tuple[dict[str, Group[T]], list[str]]:

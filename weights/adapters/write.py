@@ -20,7 +20,8 @@ from ..layouts.names import rename, unet_table
 from .algorithms import algorithm_fields
 from .embedding import read_file
 from .names import kohya_heads, words_in
-from .read import group_tensors, read_all
+from .read import group_tensors
+from .tensors import read_all
 
 
 def save_adapter(adapter: Adapter, path: str | Path, model: Model, layout: str = "diffusers") -> None:

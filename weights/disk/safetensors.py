@@ -97,7 +97,7 @@ def read_header(path: Path) -> Header:
     """What a file says it holds. CheckpointError for every way in which the file could contradict itself."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = header_length(path, file.read(64), size)
+        length = header_length(path, file.read(64) or b"", size)
         state = state_of(file, 8 + length)
         file.seek(8)
         raw = file.read(length)
@@ -191,9 +191,9 @@ def copied(path: Path, file: BufferedReader, entry: Entry, dtype: torch.dtype, d
     return tensor
 
 
-def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
-    """Views of the mapped file, which take memory only when they are used; do not change the file meanwhile. To touch a
-    page that a shortened file no longer has would end the process, so none is touched here. Single numbers are read."""
+def map_tensors(path: Path, entries: Entries, check: bool, small: int = 1) -> NamedTensors:
+    """Views of the mapped file, which take memory only when they are used; do not change it meanwhile. To touch a page
+    that a shortened file no longer has ends the process, so none is touched here. Of up to `small` numbers, copies."""
     size = next(iter(entries.values())).file.size
     with open_file(path) as file:
         check_state(path, file, entries)
@@ -202,7 +202,7 @@ def map_tensors(path: Path, entries: Entries, check: bool) -> NamedTensors:
             dtype = TORCH[entry.dtype]
             if check and not all(map(is_finite, pieces(path, file, entry))):
                 faults.refuse_stored(path, key)
-            if prod(entry.shape) > 1:
+            if prod(entry.shape) > small:
                 begin = entry.file.start + entry.begin
                 end = entry.file.start + entry.end
                 yield key, torch.frombuffer(mapped[begin:end], dtype=dtype).view(entry.shape)

@@ -64,7 +64,7 @@ def names_in(folder: Path) -> list[str]:
 def read_json(path: Path) -> dict:
     """The object in a JSON file."""
     with open_file(path) as file:
-        return parse_json(file.read(JSON_BYTES + 1), str(path))
+        return parse_json(file.read(JSON_BYTES + 1) or b"", str(path))  # None: a pipe took its place
 
 
 def parse_json(raw: bytes, where: str) -> dict:
