@@ -111,6 +111,8 @@ def text_sources(values: list[str] | None) -> str | dict[str, str] | None:
         tower, equals, source = value.partition("=")
         if not equals or tower not in ("text_encoder", "text_encoder_2"):
             tower, source = "", value
+        if not source:
+            fail(f"--text {value}: names no source: give {tower}=SOURCE")
         if tower in towers:
             fail(f"--text {value}: {tower or 'one source for all towers'} was given before")
         towers[tower] = source

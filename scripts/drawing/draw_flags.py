@@ -74,7 +74,9 @@ def add_picture_flags(parser: argparse.ArgumentParser):
 def add_output_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("where it goes")
     group.add_argument("--out", type=at_home, default=Path("outputs"), help="a folder, or the name of one picture")
-    group.add_argument("--format", choices=("png", "webp", "jpg"), help="default: as --out ends, or else png")
+    group.add_argument(
+        "--format", type=format_name, choices=("png", "webp", "jpg"), help="default: as --out ends, or else png"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace the picture that --out names")
     group.add_argument("--grid", action="store_true", help="write grid.png too")
     group.add_argument("--columns", type=int, help="of the grid (default: --count, one row per prompt)")
@@ -83,6 +85,12 @@ def add_output_flags(parser: argparse.ArgumentParser):
     group.add_argument("--preview-every", type=int, default=4, metavar="N", help="steps between two previews")
     group.add_argument("--json", action="store_true", help="write a report as JSON to stdout, all else to stderr")
     group.add_argument("--force", action="store_true", help="draw also what seems too much for one run")
+
+
+def format_name(text: str) -> str:
+    """As our names of files end; a text that is none of them as it is."""
+    name = text.strip().casefold().removeprefix(".")
+    return {"jpeg": "jpg", "jpg": "jpg", "png": "png", "webp": "webp"}.get(name, text)
 
 
 def seed_flag(text: str) -> int:

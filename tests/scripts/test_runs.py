@@ -51,7 +51,9 @@ def check_refused(told: tuple[int, str, str], words: str):
     assert (status, out) == (2, "") and words in err and err.count("\n") == 1 and len(err) < 2500, err
 
 
-@pytest.mark.parametrize("flags, name", [(("--format", "webp"), "00000-0.webp"), (("--format", "jpg"), "00000-0.jpg")])
+@pytest.mark.parametrize(
+    "flags, name", [(("--format", "webp"), "00000-0.webp"), (("--format", ".JPEG"), "00000-0.jpg")]
+)
 def test_every_format_can_be_made_again(draw, program, tmp_path, flags, name):
     status, out, err = draw(*flags, "--out", tmp_path)
     assert (status, out, err) == (0, f"{tmp_path / name}\n", "")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import weights
+from common import text_sources
 from devices import available, check_device
 from drawing.known_words import find_unknown, known_names, tell_unknown
 from drawing.prompt_syntax import find_syntax
@@ -74,6 +75,13 @@ def test_a_schedule_is_no_sampler(capsys):
         with pytest.raises(SystemExit):
             choose(sampler=name)
         assert capsys.readouterr().err == f"error: sampler {name!r} is a schedule: give it as --schedule\n"
+
+
+def test_a_tower_needs_a_source(capsys):
+    with pytest.raises(SystemExit):
+        text_sources(["text_encoder="])
+    told = capsys.readouterr().err
+    assert told == "error: --text text_encoder=: names no source: give text_encoder=SOURCE\n"
 
 
 def test_the_colon_of_an_address_is_none_of_a_strength():
