@@ -73,11 +73,11 @@ def choose_destination(out: Path, form: str | None, overwrite: bool, count: int)
 def check_folder(out: Path, ending: str):
     if os.path.isdir(out):
         return
+    if os.path.lexists(out):
+        fail(f"--out {out}: is a file; give a folder or a name that ends in .png, .webp or .jpg")
     slip = get_close_matches(ending, pictures.FORMATS, n=1, cutoff=0.75)  # ".pngg"
     if slip or ending in OTHERS or ending in Image.registered_extensions():
         fail(f"--out {out}: {KINDS}; give a folder or a name that ends in .png, .webp or .jpg")
-    if os.path.lexists(out):
-        fail(f"--out {out}: is a file; give a folder or a name that ends in .png, .webp or .jpg")
 
 
 @contextmanager

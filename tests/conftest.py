@@ -3,11 +3,16 @@
 import ast
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+# Where tests run in the background, these may be ignored, and then in every program that a test starts and stops.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies small blocks in Triton's interpreter
 
 import pytest  # noqa: E402

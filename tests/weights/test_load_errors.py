@@ -594,10 +594,10 @@ def test_values_beyond_float16(broken):
 def test_unreadable_file(whole, monkeypatch):
     path = whole("sd")
 
-    def refuse(self, *args):
+    def refuse(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root, as whom tests may run, can read everything
+    monkeypatch.setattr("builtins.open", refuse)  # root, as whom tests may run, can read everything
     with pytest.raises(CheckpointError, match="model_index.json cannot be read: Permission denied"):
         weights.load(path)
 
