@@ -35,7 +35,12 @@ SLOW = {  # the files without oracles that take more than 15 s, measured on one 
     "tests/ldm/kernels/test_kernels_compiled.py",
     "tests/ldm/kernels/test_kernels_networks.py",
     "tests/test_docs.py",
+    "tests/test_faults.py",
     "tests/test_wheel.py",
+    "tests/weights/test_bombs.py",
+    "tests/weights/test_changing_files.py",
+    "tests/weights/test_fuzz.py",
+    "tests/weights/test_hub_lies.py",
 }
 
 
