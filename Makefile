@@ -23,7 +23,7 @@ test: .venv/test            ## all tests, on CPU and without network; K="euler a
 	$(RUN) -m ruff check .
 	$(PYTEST) -k "$$K"
 
-check: lint types           ## before each commit, under a minute: format, lint, types, and the tests that are quick
+check: lint types           ## before each commit, about a minute: format, lint, types, and the tests that are quick
 	$(PYTEST) -q -m pure --durations 0 --durations-min 5
 
 lint: .venv/test            ## format and lint
